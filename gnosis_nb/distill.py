@@ -93,7 +93,7 @@ class Bf16(Callback):
         if self.ctx is not None: self.ctx.__exit__(None, None, None)
         self.ctx = None
 
-# %% ../nbs/31_distill.ipynb #42d90d9e
+# %% ../nbs/31_distill.ipynb #8d0ca9a5
 class FidelityTable(Callback):
     "One row of metrics an epoch in `.rows`; evaluates every `eval_period` epochs and after the last."
     order = 96                                                              # after `Distillation` has asked the teacher
@@ -134,7 +134,7 @@ class FidelityTable(Callback):
     def after_validate(self):
         if self.skip_valid: return
         self.row.update(self._summary('test'))
-        if hasattr(self.learn, 'distillation'):
+        if hasattr(self.learn, 'distillation') and self.epoch + 1 == self.n_epoch:
             cka = stage_cka(self.model, self.learn.distillation.teacher, self.dl)
             self.row.update({f'test_cka_{i}': v for i, v in enumerate(cka)})
 
@@ -144,7 +144,7 @@ class FidelityTable(Callback):
         self.rows.append(self.row)
         if self.sink: self.sink(self.row)
 
-# %% ../nbs/31_distill.ipynb #f4f21c79
+# %% ../nbs/31_distill.ipynb #99f35b56
 class PrintProgress(Callback):
     "Report progress as text, with the rate in images per second and the time left."
     order = 97
@@ -157,7 +157,9 @@ class PrintProgress(Callback):
         self.out = out or sys.stderr
         self.tty = self.out.isatty()
 
-    def before_fit(self): self.start, self.seen, self.last = time.time(), 0, 0.
+    def before_fit(self): self.start, self.seen, self.last, self.busy = time.time(), 0, 0., 0.
+    def before_train(self): self.began = time.time()
+    def after_train(self): self.busy += time.time() - self.began
     def after_batch(self):
         if not self.training: return
         self.seen += len(self.yb[0])
@@ -169,10 +171,11 @@ class PrintProgress(Callback):
 
     def _write(self, done):
         self.last, spent = time.time(), time.time() - self.start
+        busy = self.busy + (time.time() - self.began if self.training else 0)   # rate of training, evaluation left out
         left = spent / max(done, 1e-9) * (self.n_epoch - done)
         shown = {k: v for o in (self.table.rows[-20:] if self.table else []) for k, v in o.items()}
         stats = ''.join(f' {name} {shown[k]:.3f}' for k, name in
                         dict(train_loss='loss', test_acc='accuracy', test_ts_agree='agreement').items() if k in shown)
-        line = f"{self.title} epoch {math.ceil(done)}/{self.n_epoch}{stats} | {self.seen / spent:.0f} images/s, {left:.0f} s left"
+        line = f"{self.title} epoch {math.ceil(done)}/{self.n_epoch}{stats} | {self.seen / busy:.0f} images/s, {left:.0f} s left"
         self.out.write(f'\r\033[K{line}' if self.tty else line + '\n')
         self.out.flush()

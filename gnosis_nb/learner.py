@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['optimizer', 'teacher_learner', 'student_learner']
 
-# %% ../nbs/32_learner.ipynb #ebc2de37
+# %% ../nbs/32_learner.ipynb #7ff4c803
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import fastai.callback.progress                                             # Learners show a progress bar
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
+from fastcore.foundation import L
 
 from .distill import AnnealLoss, Bf16, CosineEpochs, Distillation, FidelityTable, FreezeBatchNorm
 from .losses import ForwardCrossEntropy
@@ -32,11 +33,11 @@ def optimizer(name:str='SGD', # a class of torch.optim
     known = inspect.signature(cls).parameters
     return partial(OptimWrapper, opt=cls, **{k: v for k, v in hypers.items() if k in known})
 
-# %% ../nbs/32_learner.ipynb #d176d393
+# %% ../nbs/32_learner.ipynb #5eb321f2
 def _learner(dls, model, loss_func, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, metrics, cbs, **kwargs):
     "A Learner with the paper's optimiser and schedule, whatever the loss."
     if precision not in ('fp32', 'bf16'): raise ValueError(f"precision={precision!r}: expected 'fp32' or 'bf16'")
-    cbs = [CosineEpochs(eta_min), *([FreezeBatchNorm()] if freeze_bn else []), *([Bf16()] if precision == 'bf16' else []), *(cbs or [])]
+    cbs = [CosineEpochs(eta_min), *([FreezeBatchNorm()] if freeze_bn else []), *([Bf16()] if precision == 'bf16' else []), *L(cbs)]
     model = model.to(dls.device, memory_format=torch.channels_last)
     opt_func = optimizer(opt, momentum=momentum, nesterov=nesterov, weight_decay=wd)
     return Learner(dls, model, loss_func, opt_func=opt_func, lr=lr, wd_bn_bias=True, metrics=metrics, cbs=cbs, **kwargs)
@@ -59,7 +60,7 @@ def teacher_learner(dls, # DataLoaders of (x, y)
     metrics = [Accuracy(), NLL(), ECE()] if metrics is None else metrics
     return _learner(dls, model, F.cross_entropy, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, metrics, cbs, **kwargs)
 
-# %% ../nbs/32_learner.ipynb #e7e3c97b
+# %% ../nbs/32_learner.ipynb #78a1f809
 def student_learner(dls, # DataLoaders of (x, y) or, for training, (x, y, temp)
     student:nn.Module, # returns logits [batch, classes]
     teacher:nn.Module, # returns [batch, classes] or, for an ensemble, [batch, m, classes]
@@ -79,7 +80,7 @@ def student_learner(dls, # DataLoaders of (x, y) or, for training, (x, y, temp)
     **kwargs)->Learner:
     "A Learner that distils `teacher` into `student`; the defaults are those of the paper's students."
     loss = ForwardCrossEntropy() if loss is None else loss
-    distillation = [Distillation(teacher.to(dls.device, memory_format=torch.channels_last), loss, alpha, temp), *([AnnealLoss(loss)] if hasattr(loss, 'step') else [])]
+    distillation = L(Distillation(teacher.to(dls.device, memory_format=torch.channels_last), loss, alpha, temp), *([AnnealLoss(loss)] if hasattr(loss, 'step') else []))
     metrics = [Accuracy(), NLL(), ECE(), Agreement(), PredictiveKL()] if metrics is None else metrics
     return _learner(dls, student, F.cross_entropy, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, metrics,
-                    distillation + list(cbs or []), **kwargs)
+                    distillation + L(cbs), **kwargs)

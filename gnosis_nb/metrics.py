@@ -100,14 +100,14 @@ def agreement(
 # %% ../nbs/01_metrics.ipynb #a710d992
 def _kl_rows(log_t, log_s): return (log_t.exp() * (log_t - log_s)).sum(-1)
 
-# %% ../nbs/01_metrics.ipynb #60a383ab
+# %% ../nbs/01_metrics.ipynb #ed4499c1
 def predictive_kl(
     teacher_logits:Tensor, # [batch, classes] or [batch, m, classes]
     student_logits:Tensor, # [batch, classes] or [batch, m, classes]
 ) -> float: # nats, ≥ 0
     "Mean KL(p_t || p_s) at temperature 1. Raises `ValueError` if there are no rows. (Stanton et al. 2021)"
     _check_pair(teacher_logits, student_logits)
-    return _mean(_kl_rows(_log_probs(teacher_logits), _log_probs(student_logits)))
+    return max(0., _mean(_kl_rows(_log_probs(teacher_logits), _log_probs(student_logits))))     # not below 0 by rounding
 
 # %% ../nbs/01_metrics.ipynb #8909cb36
 def _label_sums(z, targets, n_bins):
@@ -132,7 +132,7 @@ def _plain(t):
     "`t` without fastai's tensor type, which would dispatch every operation."
     return t.as_subclass(Tensor) if isinstance(t, Tensor) else t
 
-# %% ../nbs/01_metrics.ipynb #5a1cb290
+# %% ../nbs/01_metrics.ipynb #2d38323b
 class FidelityMeter:
     "Sums over examples from which all metrics follow exactly, in one vector on the device of the first batch."
     def __init__(self,
@@ -164,7 +164,7 @@ class FidelityMeter:
         count, labelled, correct, nll, *gaps, taught, agree, kl = self.sums.tolist()
         out = dict(count=int(count), labelled=int(labelled))
         if labelled: out |= dict(acc=correct/labelled, nll=nll/labelled, ece=sum(map(abs, gaps))/labelled)
-        if taught: out |= dict(ts_agree=agree/taught, ts_kl=kl/taught)
+        if taught: out |= dict(ts_agree=agree/taught, ts_kl=max(0., kl/taught))            # KL ≥ 0, rounding aside
         return out
 
 # %% ../nbs/01_metrics.ipynb #0169f09e

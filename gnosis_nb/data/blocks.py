@@ -35,9 +35,10 @@ def _pieces(idx, n):
     "Cut the indices into `n` consecutive pieces whose sizes differ by at most one."
     return idx.tensor_split(n)
 
-# %% ../../nbs/22_data.blocks.ipynb #5e2fedbd
+# %% ../../nbs/22_data.blocks.ipynb #ab90397d
 class DistillLoader(DataLoader):
     "Batches `(x, y, temp)` for distillation: rows of every split, MixUp on the first of them, synthetic rows at the end."
+    n_inp = 1                                                               # of a batch's parts, x alone goes to the network
     def __init__(self,
         parts:Sequence[ImageLoader], # one loader per split of the real images
         bs:int=128, # real rows in a batch, all splits together

@@ -357,7 +357,7 @@ def train_student(cfg, run, name, teacher, parts, sets, augment, device, generat
     run.save(name, net, training=how, seed=cfg['seed'], epochs=how['num_epochs'], network=network_options(cfg, 'classifier'))
     return net
 
-# %% ../nbs/42_experiment.ipynb #e6902c74
+# %% ../nbs/42_experiment.ipynb #135274e1
 def plot_run(report:pd.DataFrame, # of `fidelity_report`
              rows:list, # epochs of the student's table
             ):
@@ -366,8 +366,8 @@ def plot_run(report:pd.DataFrame, # of `fidelity_report`
     names, y = list(report.index)[::-1], np.arange(len(report))
     a.barh(y + .2, report.accuracy[::-1], .38, label='accuracy'); a.barh(y - .2, report.agreement[::-1], .38, label='agreement with the teacher')
     low = min(report.accuracy.min(), report.agreement.min())
-    a.set(yticks=y, yticklabels=names, xlabel='share of evaluation images', xlim=(max(0, low - (1 - low)), 1))
-    a.legend(fontsize=8, loc='lower left')
+    a.set(yticks=y, yticklabels=names, xlabel='share of evaluation images', xlim=(max(0, low - (1 - low) / 2), 1))
+    a.legend(fontsize=8, ncol=2, loc='lower center', bbox_to_anchor=(.5, 1.), frameon=False)
     df = pd.DataFrame(rows)
     for k, label in dict(train_ts_agree='agreement, distillation data', test_ts_agree='agreement, evaluation data', test_acc='accuracy, evaluation data').items():
         if k in df: b.plot(df.epoch[df[k].notna()], df[k].dropna(), label=label, marker='.' if len(df) < 40 else None)

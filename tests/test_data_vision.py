@@ -1,7 +1,6 @@
 "data.vision against real data where it is at hand, and against small fakes in the official layouts."
-import hashlib,os,pickle,random,struct,subprocess,sys
+import os,random,subprocess,sys
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -12,18 +11,12 @@ from torchvision import datasets
 import gnosis_nb.data.vision as vision
 from gnosis_nb.data.vision import (STATISTICS, DataNotFound, ImageData, cifar10, cifar100, digits, hold_out, image_folder,
     image_statistics, load_vision, mnist, normalizer, shuffle_targets, split_dataset, stratified_subset)
+from fakes import fake_cifar, fake_mnist
 
 HERE = Path(__file__).parent
 DATA = HERE.parent/'data'/'datasets'
 real_cifar10 = pytest.mark.skipif(not (DATA/'cifar10'/'train').is_dir(), reason=f'no CIFAR-10 images in {DATA}/cifar10')
 real_mnist = pytest.mark.skipif(not (DATA/'MNIST'/'raw'/'train-images-idx3-ubyte').exists(), reason=f'no MNIST in {DATA}/MNIST')
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    "No test reaches for the network: every download fails as it does on a machine without one."
-    def refuse(*args, **kwargs): raise URLError('no network here')
-    monkeypatch.setattr('urllib.request.urlopen', refuse)
 
 
 # Splits and label shuffling
@@ -80,28 +73,6 @@ def test_stratified_subset_keeps_shares(n):
 
 # Fakes in the official layouts
 
-def fake_cifar(folder, monkeypatch, cls, n=6):
-    "Tiny batches in CIFAR's layout; torchvision is told their checksums in place of the real ones and verifies these."
-    base, rng = folder/cls.base_folder, np.random.default_rng(0)
-    base.mkdir(parents=True)
-    key, num_classes = ('fine_labels', 100) if cls is datasets.CIFAR100 else ('labels', 10)
-    pixels = {}
-    def write(name, obj):
-        (base/name).write_bytes(pickle.dumps(obj))
-        return hashlib.md5((base/name).read_bytes()).hexdigest()
-    def batches(names):
-        out = []
-        for name, _ in names:
-            pixels[name] = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
-            out.append([name, write(name, {'data': pixels[name], key: [i % num_classes for i in range(n)]})])
-        return out
-    monkeypatch.setattr(cls, 'train_list', batches(cls.train_list))
-    monkeypatch.setattr(cls, 'test_list', batches(cls.test_list))
-    md5 = write(cls.meta['filename'], {cls.meta['key']: [f'c{i}' for i in range(num_classes)]})
-    monkeypatch.setattr(cls, 'meta', {**cls.meta, 'md5': md5})
-    return pixels
-
-
 @pytest.mark.parametrize('source,cls,first,count', [(cifar10, datasets.CIFAR10, 'data_batch_1', 30), (cifar100, datasets.CIFAR100, 'train', 6)])
 def test_cifar_layout(tmp_path, monkeypatch, source, cls, first, count):
     pixels = fake_cifar(tmp_path, monkeypatch, cls)
@@ -118,17 +89,6 @@ def test_cifar_checksums_are_verified(tmp_path, monkeypatch):
     fake_cifar(tmp_path, monkeypatch, datasets.CIFAR10)
     with open(tmp_path/'cifar-10-batches-py'/'test_batch', 'ab') as f: f.write(b'x')
     with pytest.raises(DataNotFound, match='CIFAR-10 is missing or damaged'): cifar10(tmp_path, download=False)
-
-
-def fake_mnist(raw, n=60):
-    raw.mkdir(parents=True)
-    rng, images = np.random.default_rng(0), {}
-    for part in ('train', 't10k'):
-        x, y = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8), (np.arange(n) % 10).astype(np.uint8)
-        (raw/f'{part}-images-idx3-ubyte').write_bytes(struct.pack('>IIII', 0x803, n, 28, 28) + x.tobytes())
-        (raw/f'{part}-labels-idx1-ubyte').write_bytes(struct.pack('>II', 0x801, n) + y.tobytes())
-        images[part] = x
-    return images
 
 
 @pytest.mark.parametrize('raw,root', [('mnist/MNIST/raw', 'mnist'), ('mnist/raw', 'mnist'), ('MNIST/raw', 'mnist'), ('MNIST/raw', 'MNIST'), ('MNIST/raw', '.')])

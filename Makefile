@@ -1,0 +1,41 @@
+# Each target works from a fresh clone: it creates .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Threads that wait must not spin: where other programs use the cores, too, training would be ten times slower.
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: demo test check lab readme docs clean
+
+demo: .venv/.lib  ## three teachers and a student on the digits, in a minute or two
+	gnosis-image-classification dataset=digits teacher.num_components=3 teacher.independent=true \
+	    data_dir=demo exp_name=digits device=cpu
+
+test: .venv/.dev  ## notebooks, then pytest
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
+	OMP_NUM_THREADS=1 pytest -q --durations=10 tests
+
+check: .venv/.dev  ## fails when notebooks, package and README are not in step
+	.ci/in_step
+
+lab: .venv/.dev  ## JupyterLab on the notebooks
+	jupyter lab --notebook-dir=nbs
+
+readme: .venv/.dev  ## README.md from nbs/index.ipynb
+	python scripts/readme.py
+
+docs: .venv/.dev  ## the documentation site; needs Quarto
+	@command -v quarto >/dev/null || { echo "make docs needs Quarto (https://quarto.org/docs/get-started)"; exit 1; }
+	nbdev_docs
+
+clean:
+	rm -rf .venv build dist *.egg-info demo
+
+.venv/.lib: settings.ini setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -e .
+	touch $@
+
+.venv/.dev: .venv/.lib
+	$(BIN)/python -m pip install -e '.[dev]'
+	touch $@

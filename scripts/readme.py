@@ -1,0 +1,26 @@
+"""Render nbs/index.ipynb as README.md."""
+import re
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).parent.parent
+
+
+def render(path):
+    "The notebook as Markdown for the repository's root: no hidden cells or directives, no progress bars, images below nbs/."
+    nb = nbformat.read(path, as_version=4)
+    nb.cells = [c for c in nb.cells if not c.source.startswith("#| hide")]
+    for c in nb.cells:
+        c.source = re.sub(r"^#\|.*\n", "", c.source, flags=re.M)
+        if c.cell_type == "code":
+            c.outputs = [o for o in c.outputs if "text/html" not in o.get("data", {})]
+    nb.metadata.language_info = {"name": "python"}
+    text, _ = MarkdownExporter().from_notebook_node(nb)
+    text = text.replace("](images/", "](nbs/images/")
+    return "<!-- Made from nbs/index.ipynb by `make readme`; edit that. -->\n\n" + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "README.md").write_text(render(ROOT / "nbs" / "index.ipynb"), encoding="utf-8")

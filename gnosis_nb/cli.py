@@ -32,12 +32,13 @@ def compose(overrides:list=(), # as on the command line: ['dataset=digits', 'tra
     with hydra.initialize_config_module('gnosis_nb.config', version_base='1.3'):
         return _plain(hydra.compose(config, list(overrides)))
 
-# %% ../nbs/43_cli.ipynb #9e5152ad
-_USER_ERRORS = (ConfigError, DataNotFound, HydraException, OmegaConfBaseException)
+# %% ../nbs/43_cli.ipynb #43d402f5
+_USER_ERRORS = (ConfigError, DataNotFound, FloatingPointError, HydraException, OmegaConfBaseException)
 
 def _one_line(error):
     "What a user needs to know of an error, in one line."
     text = ' '.join(str(error).split()).split(' Config search path')[0]
+    text = re.sub(r'^Exception occured in .+? when calling event .+?: ', '', text)     # fastai's preface
     key = re.search(r"full_key: ([\w.]+)|Could not override '([\w./]+)'", text)
     if key and (name := key[1] or key[2]) not in SETTINGS and 'not in struct' in f'{text} {error.__cause__}':
         near = difflib.get_close_matches(name, SETTINGS, 1)

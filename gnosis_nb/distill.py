@@ -20,7 +20,7 @@ from .cka import stage_cka
 from .losses import ForwardCrossEntropy, StudentLoss
 from .metrics import FidelityMeter
 
-# %% ../nbs/31_distill.ipynb #fd8b61c0
+# %% ../nbs/31_distill.ipynb #82a708a7
 class Distillation(Callback):
     "Train the Learner's model to match `teacher` (Hinton et al. 2015; Stanton et al. 2021, eq. 2-3)."
     order = 95                                                              # after every callback that changes the batch
@@ -37,7 +37,8 @@ class Distillation(Callback):
         if any(isinstance(o, MixHandler) for o in self.learn.cbs):
             raise ValueError("fastai's MixUp and CutMix replace the loss: mix inputs with DistillLoader(mixup_alpha=...) instead")
         self.teacher.eval()
-        if not isinstance(self.learn.loss_func, _Objective): self.learn.loss_func = _Objective(self, self.learn.loss_func)
+        own = self.learn.loss_func
+        self.learn.loss_func = _Objective(self, own.plain if isinstance(own, _Objective) else own)    # one is left by a fit that was interrupted
 
     def before_batch(self):
         if len(self.yb) > 1:
@@ -77,23 +78,24 @@ class FreezeBatchNorm(Callback):
         for m in self.model.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
 
-# %% ../nbs/31_distill.ipynb #3fc91418
-class Bf16(Callback):
-    "Run teacher and student under bfloat16 autocast; logits come back in fp32."
-    order = 90                                                              # before the teacher is asked
-    def before_batch(self):
-        self.ctx = torch.autocast(self.xb[0].device.type, torch.bfloat16)
-        self.ctx.__enter__()
-    def after_pred(self):
-        self._leave()
-        self.learn.pred = self.learn.pred.float()
-        if hasattr(self.learn, 'teacher_logits'): self.learn.teacher_logits = self.learn.teacher_logits.float()
-    def after_cancel_batch(self): self._leave()
-    def _leave(self):
-        if self.ctx is not None: self.ctx.__exit__(None, None, None)
-        self.ctx = None
+# %% ../nbs/31_distill.ipynb #35e5d2f7
+def _in_bf16(net, device):
+    "Wrap this network's forward, unless it is."
+    if 'forward' in vars(net): return
+    forward = net.forward
+    def run(*args):
+        with torch.autocast(device.type, torch.bfloat16): return forward(*args).float()
+    net.forward = run
 
-# %% ../nbs/31_distill.ipynb #8d0ca9a5
+class Bf16(Callback):
+    "Run the forward pass of student and teacher under bfloat16 autocast while fitting; logits come back in fp32."
+    def _nets(self): return [self.model] + ([self.learn.distillation.teacher] if hasattr(self.learn, 'distillation') else [])
+    def before_fit(self):
+        for net in self._nets(): _in_bf16(net, next(self.model.parameters()).device)
+    def after_fit(self):
+        for net in self._nets(): vars(net).pop('forward', None)
+
+# %% ../nbs/31_distill.ipynb #e5398ff7
 class FidelityTable(Callback):
     "One row of metrics an epoch in `.rows`; evaluates every `eval_period` epochs and after the last."
     order = 96                                                              # after `Distillation` has asked the teacher
@@ -115,21 +117,25 @@ class FidelityTable(Callback):
 
     def _reset(self):
         self.meter, self.teacher_meter = FidelityMeter(), FidelityMeter()
-        self.loss_sum, self.n_rows = 0., 0
+        self.losses, self.sizes = [], []
 
     def after_batch(self):
         teacher_logits, y = getattr(self.learn, 'teacher_logits', None), self.yb[0]
         self.meter.update(self.pred.detach(), y, teacher_logits)
         if teacher_logits is not None: self.teacher_meter.update(teacher_logits, y)
-        self.loss_sum, self.n_rows = self.loss_sum + self.loss.detach().double() * len(y), self.n_rows + len(y)
+        self.losses.append(self.loss.detach()); self.sizes.append(len(y))
 
     def _summary(self, prefix):
         m, t = self.meter.compute(), self.teacher_meter.compute()
         row = {f'{prefix}_{k}': m[k] for k in ('acc', 'ece', 'nll', 'ts_agree', 'ts_kl') if k in m}
         if 'acc' in t: row[f'teacher_{prefix}_acc'] = t['acc']
-        return {f'{prefix}_loss': float(self.loss_sum) / self.n_rows, **row}
+        losses, sizes = torch.stack(self.losses).cpu().double(), torch.tensor(self.sizes, dtype=torch.float64)
+        return {f'{prefix}_loss': (losses @ sizes / sizes.sum()).item(), **row}
 
-    def after_train(self): self.row.update(self._summary('train'), lr=self.opt.hypers[-1]['lr'], epoch=self.epoch + 1)
+    def after_train(self):
+        self.row.update(self._summary('train'), lr=self.opt.hypers[-1]['lr'], epoch=self.epoch + 1)
+        if not math.isfinite(self.row['train_loss']):
+            raise FloatingPointError(f"training diverged: the loss of epoch {self.epoch + 1} is {self.row['train_loss']} at learning rate {self.row['lr']:g}")
 
     def after_validate(self):
         if self.skip_valid: return

@@ -22,14 +22,14 @@ from .distill import AnnealLoss, Bf16, CosineEpochs, Distillation, FidelityTable
 from .losses import ForwardCrossEntropy
 from .metrics import ECE, NLL, Accuracy, Agreement, PredictiveKL
 
-# %% ../nbs/32_learner.ipynb #2c209442
+# %% ../nbs/32_learner.ipynb #eb054461
 def optimizer(name:str='SGD', # a class of torch.optim
               **hypers, # its arguments, e.g. momentum, nesterov, weight_decay; those it does not have are left out
              )->Callable: # an `opt_func` for a Learner
     "An optimiser of torch.optim as fastai wants it. Unknown names are a `ValueError`."
     cls = getattr(torch.optim, name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)):
-        raise ValueError(f"optimizer {name!r} is unknown; choose a class of torch.optim, for instance 'SGD' or 'Adam'")
+    if not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)) or name in ('Optimizer', 'LBFGS', 'SparseAdam'):
+        raise ValueError(f"optimizer {name!r} is unknown or steps in another way; choose a class of torch.optim, for instance 'SGD' or 'Adam'")
     known = inspect.signature(cls).parameters
     return partial(OptimWrapper, opt=cls, **{k: v for k, v in hypers.items() if k in known})
 

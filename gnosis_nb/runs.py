@@ -36,8 +36,8 @@ def random_name(trial_id:int=0, # ends the name
 COLUMNS = ['train_loss', 'train_acc', 'train_ts_agree', 'train_ece', 'train_ts_kl', 'lr', 'epoch', 'test_loss', 'test_acc', 'test_ece', 'test_nll',
            'test_ts_agree', 'test_ts_kl', 'test_cka_0', 'test_cka_1', 'test_cka_2', 'teacher_train_acc', 'teacher_test_acc']
 
-# %% ../nbs/41_runs.ipynb #6c99c6b3
-def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
+# %% ../nbs/41_runs.ipynb #4b47184d
+def _now(): return datetime.now(timezone.utc).isoformat(timespec='microseconds')
 def _write_text(path, text): return write_atomic(path, lambda tmp: tmp.write_text(text, encoding='utf-8'))
 
 class Run:

@@ -9,6 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision import datasets
 
+import gnosis_nb.cli as cli
 import gnosis_nb.data.blocks as blocks
 import gnosis_nb.distill as distill
 import gnosis_nb.experiment as experiment
@@ -101,29 +102,26 @@ def fake_cifar100(tmp_path, monkeypatch):
     return tmp_path
 
 def command(line, trials=(0, 1, 2)):
-    "The runs of a command line with `trial_id=0,1,2`, one epoch each, named by their trial."
-    out = []
+    "One after the other, the runs of a command line with `trial_id=0,1,2`, one epoch each, named by their trial."
     for t in trials:
         lines = []
         cfg = compose([*line.split(), f'trial_id={t}', 'trainer.num_epochs=1', f'job_name=trial{t}'])
-        out.append((image_classification(cfg, say=lines.append), lines))
-    return out
+        yield image_classification(cfg, say=lines.append), lines
 
 def test_commands_of_the_paper(fake_cifar100, counts):
-    teachers = command('''teacher.use_ckpts=False classifier.depth=20 trainer.num_epochs=200 trainer.optimizer.lr=0.1
-        trainer.lr_scheduler.eta_min=0. trainer.distill_teacher=False dataloader.batch_size=256 exp_name=teachers''')
-    for t, (r, lines) in enumerate(teachers):
-        assert r.path.parent == Path(f'data/experiments/teachers/trial{t}')
+    teachers = '''teacher.use_ckpts=False classifier.depth=20 trainer.num_epochs=200 trainer.optimizer.lr=0.1
+        trainer.lr_scheduler.eta_min=0. trainer.distill_teacher=False dataloader.batch_size=256'''
+    for t, (r, lines) in enumerate(command(teachers)):
+        assert r.path.parent == Path(f'data/experiments/image_classification/trial{t}')
         assert not loaded(lines) and checkpoints(r) == {'teacher_init_0', 'teacher_0'}
         assert table(r, 'teacher_0_train_metrics').lr.tolist() == [.1]
         assert (r.config['seed'], r.config['dataloader']['batch_size']) == (t, 256)
     counts.clear()
 
-    for line, wanted in {'exp_name=student_resnet_baseline_results': dict(count=40, labelled=40),
-                         'exp_name=student_resnet_mixup_results distill_loader.mixup_alpha=1.': dict(count=40, labelled=0),
-                         'exp_name=student_resnet_synth-aug_results distill_loader.synth_ratio=0.2': dict(count=48, labelled=40)}.items():
-        # the third trial of the slower synthetic command is like the second
-        for t, (r, lines) in enumerate(command(line, (0, 1) if 'synth' in line else (0, 1, 2))):
+    for line, trials, wanted in [('exp_name=student_resnet_baseline_results', (0, 1, 2), dict(count=40, labelled=40)),
+                                 ('exp_name=student_resnet_mixup_results distill_loader.mixup_alpha=1.', (2,), dict(count=40, labelled=0)),
+                                 ('exp_name=student_resnet_synth-aug_results distill_loader.synth_ratio=0.2', (1,), dict(count=48, labelled=40))]:
+        for t, (r, lines) in zip(trials, command(line, trials)):
             assert loaded(lines) == [f'trial{t}/teacher_0']
             assert checkpoints(r) == {'student_init', 'student'}
             assert {'config.yaml', 'state.json', 'summary.json', 'fidelity.csv', 'fidelity.png', 'tensorboard'} <= {o.name for o in r.path.iterdir()}
@@ -198,12 +196,24 @@ def test_trials_take_successive_teachers(pool):
     assert [o[0] for o in used] == [0, 1, 2, 0]
     assert all(a != b for a, b in used)
 
+@pytest.mark.parametrize('overrides', [['teacher.num_components=2'], ['teacher.independent=true']])
+def test_the_same_teacher_is_not_taken_twice(tmp_path, overrides):
+    for _ in range(2): run(tmp_path, *TEACHERS, 'teacher.use_ckpts=false')
+    r, lines = run(tmp_path, *SMALL, *overrides)
+    assert len(loaded(lines)) == 1 and 'teacher_1' in checkpoints(r)
+
+def test_a_missing_teacher_is_none_of_those_there(tmp_path):
+    r, _ = run(tmp_path, *TEACHERS, 'teacher.num_components=2', 'job_name=two')
+    (r.path/'teacher_0.safetensors').unlink()
+    new, lines = run(tmp_path, *TEACHERS, 'teacher.num_components=2')
+    assert loaded(lines) == ['two/teacher_1'] and len(report(new).loc[['teacher_0', 'teacher_1'], 'nll'].unique()) == 2
+
 @pytest.mark.parametrize('key', ['ckpt_dir', 'ckpt_path'])
 def test_where_checkpoints_are(pool, tmp_path, key):
     for folder, where in ((pool, 'image_classification/three'), (tmp_path, pool)):
         assert find(folder, f'teacher.{key}={where}') == [f'three/teacher_{i}' for i in range(3)]
     assert find(tmp_path) == []
-    with pytest.raises(ConfigError, match=r'teacher\.ckpt_dir=.*no .*nowhere'): find(pool, f'teacher.{key}=nowhere')
+    with pytest.raises(ConfigError, match=rf'teacher\.{key}=.*no .*nowhere'): find(pool, f'teacher.{key}=nowhere')
 
 def state_dict(classes=10): return build_classifier('preresnet', classes, in_channels=1, input_size=8, depth=8, seed=5).state_dict()
 
@@ -231,6 +241,10 @@ def test_a_hostile_checkpoint_is_refused(tmp_path):
     assert message.startswith('teacher.ckpt_dir') and 'teacher_0.ckpt: refused' in message and 'system' in message and '\n' not in message
     assert not (tmp_path/'owned').exists() and not states_below(tmp_path)
 
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    (tmp_path/'teacher_0.ckpt').write_bytes(b'junk')
+    with pytest.raises(ConfigError, match='^teacher.ckpt_dir.*teacher_0.ckpt: damaged'): run(tmp_path, *SMALL, 'teacher.ckpt_dir=.')
+
 def test_checkpoints_with_other_classes_are_refused(tmp_path):
     for name in ('foreign', 'own'): (tmp_path/name).mkdir()
     torch.save(state_dict(20), tmp_path/'foreign'/'teacher_0.ckpt')
@@ -243,7 +257,7 @@ def test_checkpoints_with_other_classes_are_refused(tmp_path):
 # Seeds
 
 def test_same_seed_same_bits(tmp_path, monkeypatch):
-    fake_cifar(tmp_path/'images', monkeypatch, datasets.CIFAR10, n=24)
+    fake_cifar(tmp_path/'images', monkeypatch, datasets.CIFAR10, n=16)
     torch.manual_seed(0)
     generator = SNGANGenerator(k=8)
     def go(name, *more):
@@ -252,7 +266,7 @@ def test_same_seed_same_bits(tmp_path, monkeypatch):
         return run(tmp_path/name, 'dataset=cifar10', f'dataset.root_dir={tmp_path}/images', 'classifier.depth=8', 'trainer.num_epochs=2', 'trainer.eval_period=1',
                    'augmentation.transforms_list=[crop,horizontal_flip,colorjitter]', 'dataset.subsample.ratio=0.5', 'distill_loader.splits=[0,1]', 'distill_loader.temp=[1.,4.]',
                    'distill_loader.mixup_alpha=1', 'distill_loader.mixup_portion=0.5', 'distill_loader.synth_ratio=0.2', 'density_model.generator.k=8',
-                   'dataloader.batch_size=32', 'teacher.num_components=2', *more)
+                   'dataloader.batch_size=16', 'teacher.num_components=2', *more)
     (a, said), (b, _), (c, _) = go('a'), go('bb'), go('c', 'seed=1')
     assert f'generator: {tmp_path}/a/gan/generator_10.safetensors' in said
     names = checkpoints(a)
@@ -358,30 +372,66 @@ def test_a_run_that_is_interrupted_says_so(pool, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt): run(tmp_path, *SMALL, f'teacher.ckpt_dir={pool}')
     assert states_below(tmp_path) == ['interrupted']
 
+def test_an_interrupted_bf16_run_leaves_autocast_off(pool, tmp_path, monkeypatch):
+    def interrupt(self, x): raise KeyboardInterrupt
+    monkeypatch.setattr(PreResNet, 'forward', interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt): run(tmp_path, *SMALL, 'trainer.precision=bf16', f'teacher.ckpt_dir={pool}')
+        assert not torch.is_autocast_enabled('cpu')
+    finally: torch.set_autocast_enabled('cpu', False)
+
+def test_a_teacher_that_diverges_is_a_failure(tmp_path):
+    with pytest.raises(Exception): run(tmp_path, *TEACHERS, 'trainer.optimizer.lr=1e30')
+    assert states_below(tmp_path) == ['failed'] and not list(tmp_path.rglob('teacher_0.safetensors'))
+
+@pytest.mark.parametrize('overrides', [
+    ['classifier.skip_connections=maybe'],
+    ['distill_loader.splits=[[0]]'],
+    ['distill_loader.temp=true'],
+    ['dataset.seed=abc'],
+    ['augmentation.crop.padding=-1'],
+    ['augmentation.crop.padding=abc'],
+    ['dataset.statistics.max=[0]'],
+    ['augmentation.normalization=zscore', 'dataset.statistics.mean=[.5,.5,.5]'],
+    ['dataset.subsample.ratio=0.0001'],
+    ['distill_loader.drop_last=true', 'dataloader.batch_size=2000'],
+    ['trainer.distill_teacher=false', 'dataloader.drop_last=true', 'dataloader.batch_size=2001'],
+    ['trainer.optimizer.name=LBFGS'],
+    ['trainer.optimizer.momentum=0'],
+    ['seed=99999999999999999999']])
+def test_settings_that_cannot_be_are_refused_before_anything_is_begun(tmp_path, overrides):
+    with pytest.raises(ConfigError) as e: run(tmp_path, *SMALL, *overrides)
+    assert overrides[-1].split('=')[0].split('.')[-1] in str(e.value) and '\n' not in str(e.value)
+    assert not states_below(tmp_path)
+
 
 # The command
 
 def script(cwd, *args):
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    return subprocess.Popen([sys.executable, ROOT/'scripts'/'image_classification.py', *args], cwd=cwd, env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.run([sys.executable, ROOT/'scripts'/'image_classification.py', *args], cwd=cwd, env=env, text=True, capture_output=True)
 
 def test_two_trials_from_an_empty_folder(tmp_path):
     p = script(tmp_path, '-m', 'dataset=digits', 'trainer.num_epochs=1', 'trial_id=0,1')
-    out, err = p.communicate()
-    assert p.returncode == 0, err
+    assert p.returncode == 0, p.stderr
     runs = find_runs(tmp_path/'data'/'experiments')
     assert runs.state.tolist() == ['done']*2 and runs['trial_id'].tolist() == [0, 1]
     assert all(len(pd.read_csv(Path(o)/'student_train_metrics.csv')) == 1 for o in runs.path)
-    assert 'images/s' in err and out.count('agreement') == 2
+    assert 'images/s' in p.stderr and p.stdout.count('agreement') == 2
     assert {o.name for o in tmp_path.iterdir()} == {'data'}
 
-@pytest.mark.parametrize('multirun', [[], ['-m', 'trial_id=0,1']])
-def test_a_bad_key_is_one_line(tmp_path, multirun):
-    p = script(tmp_path, *multirun, 'dataset=digits', 'trainer.num_epoch=1')
-    out, err = p.communicate()
-    assert p.returncode == 1 and out == ''
-    assert err.strip() == 'error: trainer.num_epoch: unknown key, did you mean trainer.num_epochs?'
+BAD_KEY = 'error: trainer.num_epoch: unknown key, did you mean trainer.num_epochs?'
+
+def test_a_bad_key_is_one_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['gnosis-image-classification', 'dataset=digits', 'trainer.num_epoch=1'])
+    with pytest.raises(SystemExit) as e: cli.image_classification()
+    assert e.value.code == BAD_KEY                                           # a string is printed to stderr, and exits 1
+    assert capfd.readouterr() == ('', '') and not list(tmp_path.iterdir())
+
+def test_a_bad_key_is_one_line_in_a_multirun(tmp_path):
+    p = script(tmp_path, '-m', 'trial_id=0,1', 'dataset=digits', 'trainer.num_epoch=1')
+    assert (p.returncode, p.stdout, p.stderr.splitlines()) == (1, '', [BAD_KEY])
     assert not states_below(tmp_path)
 
 

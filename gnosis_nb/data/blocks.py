@@ -35,7 +35,7 @@ def _pieces(idx, n):
     "Cut the indices into `n` consecutive pieces whose sizes differ by at most one."
     return idx.tensor_split(n)
 
-# %% ../../nbs/22_data.blocks.ipynb #ab90397d
+# %% ../../nbs/22_data.blocks.ipynb #a97baf4f
 class DistillLoader(DataLoader):
     "Batches `(x, y, temp)` for distillation: rows of every split, MixUp on the first of them, synthetic rows at the end."
     n_inp = 1                                                               # of a batch's parts, x alone goes to the network
@@ -62,9 +62,9 @@ class DistillLoader(DataLoader):
     def _temps(self, temp):
         "One τ per split, and one for synthetic rows."
         want = len(self.parts) + (self.synth_ratio > 0)
-        temps = [float(temp)] * want if isinstance(temp, (int, float)) else [float(o) for o in temp]
+        temps = list(temp) if isinstance(temp, (list, tuple)) else [temp] * want
         if len(temps) == len(self.parts) < want: temps.append(temps[0])
-        if len(temps) != want or min(temps) <= 0:
+        if len(temps) != want or any(isinstance(o, bool) or not isinstance(o, (int, float)) or not o > 0 for o in temps):
             raise ValueError(f"temp={temp}: expected one number > 0, or {len(self.parts)} of them, one per split")
         return temps
 

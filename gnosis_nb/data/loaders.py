@@ -17,10 +17,11 @@ from torchvision.transforms import v2
 
 from .vision import ImageData, ImageSets, normalizer
 
-# %% ../../nbs/21_data.loaders.ipynb #1edb9ce5
+# %% ../../nbs/21_data.loaders.ipynb #2738b2f9
 def random_crop(padding:int=4, # pixels of black added on each side before cutting
                )->Callable: # batch transform
     "Cut a window of the original size at a random place of the padded image; one draw per image."
+    if not isinstance(padding, int) or padding < 0: raise ValueError(f"padding={padding!r}: expected a whole number of pixels >= 0")
     def crop(x, generator):
         n, c, h, w = x.shape
         x = F.pad(x, [padding] * 4).permute(0, 2, 3, 1).contiguous()       # rows of channels: one gather copies a pixel
@@ -31,11 +32,16 @@ def random_crop(padding:int=4, # pixels of black added on each side before cutti
         return x.view(-1, c)[index].permute(0, 3, 1, 2)
     return crop
 
-# %% ../../nbs/21_data.loaders.ipynb #c556bd9e
+# %% ../../nbs/21_data.loaders.ipynb #e5e04bdd
+def _check_share(name, value):
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1: raise ValueError(f"{name}={value!r}: expected a probability in [0, 1]")
+
+# %% ../../nbs/21_data.loaders.ipynb #1b9d6551
 def random_flip(p:float=.5, # probability that an image is flipped
                 dim:int=-1, # -1: left and right; -2: top and bottom
                )->Callable: # batch transform
     "Mirror each image with probability `p`."
+    _check_share('p', p)
     def flip(x, generator):
         chosen = (torch.rand(len(x), generator=generator) < p).to(x.device)
         return torch.where(chosen[:, None, None, None], x.flip(dim), x)
@@ -61,7 +67,7 @@ AUGMENTATIONS = dict(crop=random_crop, horizontal_flip=_flip(-1), vertical_flip=
                      grayscale=_torchvision(v2.RandomGrayscale), colorjitter=_torchvision(v2.ColorJitter),
                      gaussian_blur=_torchvision(v2.GaussianBlur))
 
-# %% ../../nbs/21_data.loaders.ipynb #85dcae9e
+# %% ../../nbs/21_data.loaders.ipynb #af488660
 def augmentation(names:Sequence[str]=('crop', 'horizontal_flip'), # keys of `AUGMENTATIONS`, in the order of application
                  options:dict|None=None, # {name: {argument: value}} for those that are not to use their defaults
                  p:float=1., # probability with which an image goes through the list at all
@@ -69,7 +75,7 @@ def augmentation(names:Sequence[str]=('crop', 'horizontal_flip'), # keys of `AUG
     "A list of augmentations by name as one batch transform. Unknown names are a `ValueError`."
     if unknown := [o for o in names if o not in AUGMENTATIONS]:
         raise ValueError(f"augmentation {unknown[0]!r} is unknown; choose from {sorted(AUGMENTATIONS)}")
-    if not 0 <= p <= 1: raise ValueError(f"p={p}: expected a probability in [0, 1]")
+    _check_share('p', p)
     steps = [AUGMENTATIONS[o](**(options or {}).get(o, {})) for o in names]
     if not steps or p == 0: return None
     def augment(x, generator):

@@ -1,5 +1,6 @@
 # Each target works from a fresh clone: it creates .venv by itself.
 PYTHON ?= python3
+LAB_FLAGS ?=
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Threads that wait must not spin: where other programs use the cores, too, training would be ten times slower.
@@ -8,8 +9,7 @@ export OMP_WAIT_POLICY = PASSIVE
 .PHONY: demo test check lab readme docs clean
 
 demo: .venv/.lib  ## three teachers and a student on the digits, in a minute or two
-	gnosis-image-classification dataset=digits teacher.num_components=3 teacher.independent=true \
-	    data_dir=demo exp_name=digits device=cpu
+	gnosis-image-classification dataset=digits teacher.num_components=3 teacher.independent=true data_dir=demo exp_name=digits
 
 test: .venv/.dev  ## notebooks, then pytest
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
@@ -19,7 +19,7 @@ check: .venv/.dev  ## fails when notebooks, package and README are not in step
 	.ci/in_step
 
 lab: .venv/.dev  ## JupyterLab on the notebooks
-	jupyter lab --notebook-dir=nbs
+	jupyter lab --notebook-dir=nbs $(LAB_FLAGS)
 
 readme: .venv/.dev  ## README.md from nbs/index.ipynb
 	python scripts/readme.py

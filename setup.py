@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 parser = ConfigParser(delimiters=["="])
-parser.read("settings.ini", encoding="utf-8")
+parser.read_string(Path("settings.ini").read_text(encoding="utf-8"))
 cfg = parser["DEFAULT"]
 
 setup(

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Distillation', 'CosineEpochs', 'AnnealLoss', 'FreezeBatchNorm', 'Bf16', 'FidelityTable', 'PrintProgress']
 
-# %% ../nbs/31_distill.ipynb #23d71a54
+# %% ../nbs/31_distill.ipynb #6b06e01d
 import math
 import sys
 import time
 from collections.abc import Callable
+from types import MethodType
 
 import torch
 import torch.nn as nn
@@ -20,7 +21,7 @@ from .cka import stage_cka
 from .losses import ForwardCrossEntropy, StudentLoss
 from .metrics import FidelityMeter
 
-# %% ../nbs/31_distill.ipynb #82a708a7
+# %% ../nbs/31_distill.ipynb #97477936
 class Distillation(Callback):
     "Train the Learner's model to match `teacher` (Hinton et al. 2015; Stanton et al. 2021, eq. 2-3)."
     order = 95                                                              # after every callback that changes the batch
@@ -36,9 +37,10 @@ class Distillation(Callback):
     def before_fit(self):
         if any(isinstance(o, MixHandler) for o in self.learn.cbs):
             raise ValueError("fastai's MixUp and CutMix replace the loss: mix inputs with DistillLoader(mixup_alpha=...) instead")
-        self.teacher.eval()
+        self.learn.teacher = self.teacher.to(next(self.model.parameters()).device).eval()
         own = self.learn.loss_func
-        self.learn.loss_func = _Objective(self, own.plain if isinstance(own, _Objective) else own)    # one is left by a fit that was interrupted
+        own = own.plain if isinstance(own, _Objective) else own              # one is left by a fit that was interrupted
+        self.learn.loss_func = own if hasattr(self.learn, 'gather_preds') else _Objective(self, own)     # predictions want the plain loss
 
     def before_batch(self):
         if len(self.yb) > 1:
@@ -48,6 +50,7 @@ class Distillation(Callback):
 
     def after_fit(self):
         if isinstance(self.learn.loss_func, _Objective): self.learn.loss_func = self.learn.loss_func.plain
+        self.learn.teacher_logits = self.learn.teacher = None
 
 # %% ../nbs/31_distill.ipynb #2a28993c
 class _Objective:
@@ -56,19 +59,20 @@ class _Objective:
     def __call__(self, pred, targets): return self.cb.loss(self.cb.learn.teacher_logits, pred, targets, self.cb.row_temp)
     def __getattr__(self, name): return getattr(self.__dict__['plain'], name)  # activation and decoding are the plain loss's
 
-# %% ../nbs/31_distill.ipynb #462178f7
+# %% ../nbs/31_distill.ipynb #7186763a
 class CosineEpochs(Callback):
     "Cosine learning rate, set once at the beginning of each epoch (closed form of torch's `CosineAnnealingLR`)."
     def __init__(self, eta_min:float=0.): self.eta_min = eta_min            # learning rate it falls to
-    def before_fit(self): self.lr_max = self.opt.hypers[-1]['lr'] if self.opt else None
+    def before_fit(self): self.lrs = [o['lr'] for o in self.opt.hypers] if self.opt else None    # of every parameter group
     def before_train(self):
         cos = (1 + math.cos(math.pi * self.epoch / self.n_epoch)) / 2
-        self.opt.set_hypers(lr=self.eta_min + (self.lr_max - self.eta_min) * cos)
+        self.opt.set_hyper('lr', [self.eta_min + (lr - self.eta_min) * cos for lr in self.lrs])
 
-# %% ../nbs/31_distill.ipynb #fd7afe28
+# %% ../nbs/31_distill.ipynb #a7cbd3ab
 class AnnealLoss(Callback):
     "Call `loss.step()` after each epoch of training."
     def __init__(self, loss): self.loss = loss                              # a loss with `.step()`
+    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')   # looking for a learning rate is not training
     def after_train(self): self.loss.step()
 
 # %% ../nbs/31_distill.ipynb #775493c1
@@ -78,24 +82,20 @@ class FreezeBatchNorm(Callback):
         for m in self.model.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
 
-# %% ../nbs/31_distill.ipynb #35e5d2f7
-def _in_bf16(net, device):
-    "Wrap this network's forward, unless it is."
-    if 'forward' in vars(net): return
-    forward = net.forward
-    def run(*args):
-        with torch.autocast(device.type, torch.bfloat16): return forward(*args).float()
-    net.forward = run
+# %% ../nbs/31_distill.ipynb #8744b732
+def _bf16_forward(self, *args):
+    with torch.autocast(next(self.parameters()).device.type, torch.bfloat16): return type(self).forward(self, *args).float()
 
 class Bf16(Callback):
     "Run the forward pass of student and teacher under bfloat16 autocast while fitting; logits come back in fp32."
-    def _nets(self): return [self.model] + ([self.learn.distillation.teacher] if hasattr(self.learn, 'distillation') else [])
+    order = 98                                                              # after `Distillation`, which names the teacher
     def before_fit(self):
-        for net in self._nets(): _in_bf16(net, next(self.model.parameters()).device)
+        self.nets = [o for o in (self.model, getattr(self.learn, 'teacher', None)) if o is not None]
+        for net in self.nets: net.forward = MethodType(_bf16_forward, net)
     def after_fit(self):
-        for net in self._nets(): vars(net).pop('forward', None)
+        for net in self.nets: vars(net).pop('forward', None)
 
-# %% ../nbs/31_distill.ipynb #e5398ff7
+# %% ../nbs/31_distill.ipynb #8a89605b
 class FidelityTable(Callback):
     "One row of metrics an epoch in `.rows`; evaluates every `eval_period` epochs and after the last."
     order = 96                                                              # after `Distillation` has asked the teacher
@@ -106,10 +106,11 @@ class FidelityTable(Callback):
         self.eval_period, self.sink = eval_period, sink
         self.rows, self.skip_valid = [], False
 
-    def before_fit(self): self.rows = []
+    def before_fit(self): self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))     # neither is training
     def before_epoch(self): self.row = {}
     def before_train(self):
         self.skip_valid = (self.epoch + 1) % self.eval_period != 0 and self.epoch + 1 != self.n_epoch
+        if self.epoch == 0: self.rows = []
         self._reset()
     def before_validate(self):
         if self.skip_valid: raise CancelValidException()
@@ -132,16 +133,20 @@ class FidelityTable(Callback):
         losses, sizes = torch.stack(self.losses).cpu().double(), torch.tensor(self.sizes, dtype=torch.float64)
         return {f'{prefix}_loss': (losses @ sizes / sizes.sum()).item(), **row}
 
+    def _check(self, prefix):
+        if not math.isfinite(loss := self.row[f'{prefix}_loss']):
+            raise FloatingPointError(f"training diverged: {prefix}_loss of epoch {self.epoch + 1} is {loss} at learning rate {self.opt.hypers[-1]['lr']:g}")
+
     def after_train(self):
         self.row.update(self._summary('train'), lr=self.opt.hypers[-1]['lr'], epoch=self.epoch + 1)
-        if not math.isfinite(self.row['train_loss']):
-            raise FloatingPointError(f"training diverged: the loss of epoch {self.epoch + 1} is {self.row['train_loss']} at learning rate {self.row['lr']:g}")
+        self._check('train')
 
     def after_validate(self):
         if self.skip_valid: return
         self.row.update(self._summary('test'))
-        if hasattr(self.learn, 'distillation') and self.epoch + 1 == self.n_epoch:
-            cka = stage_cka(self.model, self.learn.distillation.teacher, self.dl)
+        if 'epoch' in self.row: self._check('test')
+        if getattr(self.learn, 'teacher', None) is not None:
+            cka = stage_cka(self.model, self.learn.teacher, self.dl)
             self.row.update({f'test_cka_{i}': v for i, v in enumerate(cka)})
 
     def after_epoch(self):

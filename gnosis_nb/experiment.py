@@ -6,11 +6,12 @@
 __all__ = ['SETTINGS', 'OPTIONS', 'ConfigError', 'blame', 'check_settings', 'check_combinations', 'derive_seed', 'set_seed',
            'pick_device', 'load_data', 'image_augmentation', 'network_options', 'build_network', 'teacher_facts',
            'find_teachers', 'teacher_loaders', 'train_teacher', 'choose_teachers', 'load_teachers', 'complete_teachers',
-           'build_loss', 'find_generator', 'build_generator', 'distill_loader', 'train_student', 'plot_run',
-           'run_folder', 'image_classification', 'finish']
+           'build_loss', 'find_generator', 'build_generator', 'distill_loader', 'evaluation_loader', 'train_student',
+           'plot_run', 'run_folder', 'check_buildable', 'image_classification', 'finish']
 
-# %% ../nbs/42_experiment.ipynb #d9d2f3fc
+# %% ../nbs/42_experiment.ipynb #928fa9ae
 import difflib
+import math
 import random
 import re
 import zlib
@@ -25,6 +26,8 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.progress import ProgressCallback
+from fastai.data.core import DataLoaders
+from fastai.learner import Recorder
 
 from .data.blocks import DistillLoader
 from .data.loaders import AUGMENTATIONS, ImageLoader, augmentation, image_dls
@@ -37,7 +40,7 @@ from .models import ClassifierEnsemble, SNGANGenerator, build_classifier
 from .runs import Run, random_name
 from .storage import CheckpointError, checkpoint_info, find_checkpoints, load_checkpoint, load_weights, select_checkpoints
 
-# %% ../nbs/42_experiment.ipynb #5d28feaa
+# %% ../nbs/42_experiment.ipynb #cc607206
 class ConfigError(ValueError):
     "A setting that is unknown, of the wrong type, out of range or impossible together with others."
 
@@ -47,9 +50,9 @@ def blame(key:str): # the setting that an error in the block is about
     try: yield
     except ConfigError: raise
     except (ValueError, TypeError, RuntimeError) as e:
-        raise ConfigError(f"{key}.{e}" if re.match(r"\w+=", str(e)) else f"{key}: {e}") from e     # 'depth=21: …' is a key already
+        raise ConfigError(f"{key}.{e}" if re.match(r'\w+(=| is )', str(e)) else f'{key}: {e}') from e     # 'depth=21: …' names a key already
 
-# %% ../nbs/42_experiment.ipynb #97cfd04d
+# %% ../nbs/42_experiment.ipynb #d69b5ef6
 def _kind(kind, ok=lambda v: True, text='', none=False):
     "What a setting may be: a type, a condition, and both in words."
     return kind, ok, text, none
@@ -58,15 +61,16 @@ _WORD = {int: 'a whole number', float: 'a number', bool: 'true or false', str: '
 _natural, _count = partial(_kind, int, lambda v: v >= 0, ' >= 0'), partial(_kind, int, lambda v: v > 0, ' > 0')
 _positive, _not_negative = partial(_kind, float, lambda v: v > 0, ' > 0'), partial(_kind, float, lambda v: v >= 0, ' >= 0')
 _share, _flag, _text = partial(_kind, float, lambda v: 0 <= v <= 1, ' in [0, 1]'), partial(_kind, bool), partial(_kind, str)
+_seed = partial(_kind, int, lambda v: 0 <= v < 2**63, ' in [0, 2**63)')
 def _one_of(*names): return _kind(str, lambda v: v in names, f": one of {', '.join(names)}")
 
-# %% ../nbs/42_experiment.ipynb #60147837
+# %% ../nbs/42_experiment.ipynb #f106dda3
 SETTINGS = {
-    'trial_id': _natural(), 'seed': _kind(int, lambda v: 0 <= v < 2**63, ' in [0, 2**63)'), 'device': _text(), 'data_dir': _text(), 'exp_name': _text(), 'job_name': _text(none=True),
+    'trial_id': _natural(), 'seed': _seed(), 'device': _text(), 'data_dir': _text(), 'exp_name': _text(), 'job_name': _text(none=True),
     'logger.name': _one_of('local'),
     'dataset.name': _one_of(*VISION_SOURCES), 'dataset.root_dir': _text(none=True), 'dataset.download': _flag(),
-    'dataset.subsample.ratio': _share(), 'dataset.subsample.seed': _natural(), 'dataset.subsample.split': _kind(int, lambda v: v in (0, 1), ': 0 or 1'),
-    'dataset.shuffle_train_targets.enabled': _flag(), 'dataset.shuffle_train_targets.seed': _natural(), 'dataset.shuffle_train_targets.ratio': _share(),
+    'dataset.subsample.ratio': _share(), 'dataset.subsample.seed': _seed(), 'dataset.subsample.split': _kind(int, lambda v: v in (0, 1), ': 0 or 1'),
+    'dataset.shuffle_train_targets.enabled': _flag(), 'dataset.shuffle_train_targets.seed': _seed(), 'dataset.shuffle_train_targets.ratio': _share(),
     **{f'dataset.statistics.{k}': _kind(list, none=True) for k in ('mean', 'std', 'min', 'max')},
     'augmentation.transforms_list': _kind(list), 'augmentation.random_apply.p': _share(), 'augmentation.normalization': _one_of('unitcube', 'zscore'),
     'teacher.name': _text(), 'teacher.depth': _count(none=True), 'teacher.num_components': _count(), 'teacher.use_ckpts': _flag(),
@@ -86,7 +90,7 @@ SETTINGS = {
     'density_model.ckpt_dir': _text(none=True), 'density_model.ckpt_path': _text(none=True)}
 _OPEN = ('dataset.', 'classifier.', 'loss.', 'augmentation.')                # groups with options of their own, which may be these:
 OPTIONS = {
-    'dataset.seed': _natural(), **{f'dataset.{k}': _count(none=True) for k in ('num_data', 'size', 'channels')},
+    'dataset.seed': _kind(int, lambda v: 0 <= v < 2**32, ' in [0, 2**32)'), **{f'dataset.{k}': _count(none=True) for k in ('num_data', 'size', 'channels')},
     'classifier.depth': _count(none=True), 'classifier.skip_connections': _flag(), 'classifier.batch_norm': _flag(),
     'loss.beta': _share(), 'loss.T_max': _count(), 'loss.corruption_ratio': _share()}
 
@@ -118,11 +122,21 @@ def check_settings(cfg:dict): # nested settings
         if not _fits(value, kind) or not ok(value):
             raise ConfigError(f"{key}={value!r}: expected {_WORD[kind]}{text}")
 
-# %% ../nbs/42_experiment.ipynb #ce29e959
+# %% ../nbs/42_experiment.ipynb #db9c2cb3
+def _wanted(cfg): return {k: v for k, v in cfg['teacher']['trainer'].items() if v is not None}
+
+def _training(cfg, who):
+    "How `who` is trained: epochs, batch size and the arguments of its Learner."
+    t, opt = cfg['trainer'], cfg['trainer']['optimizer']
+    how = dict(num_epochs=t['num_epochs'], batch_size=cfg['dataloader']['batch_size'], lr=opt['lr'], eta_min=t['lr_scheduler']['eta_min'],
+               weight_decay=opt['weight_decay'], nesterov=opt['nesterov'], momentum=opt['momentum'], optimizer=opt['name'])
+    return {**how, **(_wanted(cfg) if who == 'teacher' else {})}
+
+# %% ../nbs/42_experiment.ipynb #dbb5fb91
 def check_combinations(cfg:dict): # settings that `check_settings` has passed
     "Refuse settings that contradict each other, by a `ConfigError` that names them."
     load, bs = cfg['distill_loader'], cfg['dataloader']['batch_size']
-    if cfg['loss']['alpha'] > 0 and load['mixup_alpha'] > 0 and -int(-load['mixup_portion'] * bs // 1) >= bs:
+    if cfg['loss']['alpha'] > 0 and load['mixup_alpha'] > 0 and math.ceil(load['mixup_portion'] * bs) >= bs:
         raise ConfigError(f"loss.alpha={cfg['loss']['alpha']} with distill_loader.mixup_alpha={load['mixup_alpha']}: "
                           "mixed images have no label for the hard-label loss; use loss.alpha=0, or distill_loader.mixup_portion < 1")
     if load['synth_ratio'] > 0 and cfg['augmentation']['normalization'] != 'unitcube':
@@ -131,8 +145,11 @@ def check_combinations(cfg:dict): # settings that `check_settings` has passed
     if cfg['teacher']['ckpt_dir'] and cfg['teacher']['ckpt_path']: raise ConfigError("teacher.ckpt_path: the same as teacher.ckpt_dir; give one of them")
     if cfg['teacher']['independent'] and not cfg['trainer']['distill_teacher']:
         raise ConfigError("teacher.independent=True with trainer.distill_teacher=False: there is no student to compare")
-    eta_min, lr = cfg['trainer']['lr_scheduler']['eta_min'], cfg['trainer']['optimizer']['lr']
-    if eta_min > lr: raise ConfigError(f"trainer.lr_scheduler.eta_min={eta_min}: expected at most trainer.optimizer.lr={lr}")
+    for who, prefix in dict(student='trainer', teacher='teacher.trainer').items():
+        how = _training(cfg, who)
+        if how['eta_min'] > how['lr']: raise ConfigError(f"{prefix}: eta_min={how['eta_min']}, expected at most the learning rate, lr={how['lr']}")
+        with blame('trainer.optimizer.name'): opt_func = optimizer(how['optimizer'], **{k: how[k] for k in ('momentum', 'nesterov', 'weight_decay')})
+        with blame(f'{prefix}.optimizer' if who == 'student' else prefix): opt_func([torch.nn.Parameter(torch.zeros(1))], lr=how['lr'])
 
 # %% ../nbs/42_experiment.ipynb #2b88b20c
 def derive_seed(seed:int, # the run's
@@ -206,18 +223,16 @@ def build_network(cfg:dict, who:str, sets:ImageSets, seed:int):
     with blame(who): return build_classifier(options.pop('name'), sets.train.num_classes, in_channels=images.shape[1],
                                              input_size=images.shape[2], seed=seed, **options)
 
-# %% ../nbs/42_experiment.ipynb #c03dcd85
+# %% ../nbs/42_experiment.ipynb #759a49b9
 def teacher_facts(cfg:dict, # settings
                   sets:ImageSets, # its images
                  )->dict: # JSON values
     "What a teacher must have in common with a configuration to be used by it."
-    data = {k: v for k, v in cfg['dataset'].items() if k not in ('download', 'root_dir')}
-    if data['name'] == 'image_folder': data['folder'] = Path(cfg['dataset']['root_dir'] or '').name    # wherever it lies
+    data = {k: v for k, v in cfg['dataset'].items() if k not in ('download', 'root_dir')}      # wherever it lies
     if not data['shuffle_train_targets']['enabled']: data['shuffle_train_targets'] = None
-    return dict(network=network_options(cfg, 'teacher'), classes=sets.train.num_classes, dataset=data, held_out=cfg['trainer']['eval_dataset'] == 'val',
+    pixels, labels = sets.train.images.contiguous().numpy(), sets.train.targets.numpy()
+    return dict(network=network_options(cfg, 'teacher'), classes=sets.train.num_classes, dataset=data, images=zlib.crc32(labels, zlib.crc32(pixels)), held_out=cfg['trainer']['eval_dataset'] == 'val',
                 normalization=cfg['augmentation']['normalization'])
-
-def _wanted(cfg): return {k: v for k, v in cfg['teacher']['trainer'].items() if v is not None}
 
 # %% ../nbs/42_experiment.ipynb #51258413
 def _difference(info, facts, wanted):
@@ -252,22 +267,16 @@ def find_teachers(cfg:dict, # settings
     if t['shuffle_ckpts']: random.Random(cfg['seed']).shuffle(found)
     return found
 
-# %% ../nbs/42_experiment.ipynb #db0b38db
-def _training(cfg, who):
-    "How `who` is trained: epochs, batch size and the arguments of its Learner."
-    t, opt = cfg['trainer'], cfg['trainer']['optimizer']
-    how = dict(num_epochs=t['num_epochs'], batch_size=cfg['dataloader']['batch_size'], lr=opt['lr'], eta_min=t['lr_scheduler']['eta_min'],
-               weight_decay=opt['weight_decay'], nesterov=opt['nesterov'], momentum=opt['momentum'], optimizer=opt['name'])
-    return {**how, **(_wanted(cfg) if who == 'teacher' else {})}
-
+# %% ../nbs/42_experiment.ipynb #43ee4d56
 def _recipe(how, cfg):
     return dict(lr=how['lr'], momentum=how['momentum'], wd=how['weight_decay'], nesterov=how['nesterov'], opt=how['optimizer'],
                 eta_min=how['eta_min'], precision=cfg['trainer']['precision'])
 
-def _fit(learn, n_epoch, title, table):
-    "Fit with progress as text, or with fastai's bars in a notebook kernel."
-    learn.remove_cbs(ProgressCallback)
+def _fit(learn, n_epoch, title, table, seed):
+    "Fit with progress as text. The global generators, from which dropout draws, are seeded, whatever was trained before."
+    learn.remove_cbs([ProgressCallback, Recorder])                          # the recorder fetches the loss in every batch
     learn.add_cb(PrintProgress(title, table))
+    set_seed(seed)
     with learn.no_logging(): learn.fit(n_epoch)
 
 # %% ../nbs/42_experiment.ipynb #15fd21cc
@@ -280,7 +289,7 @@ def teacher_loaders(cfg, parts, sets, augment, device, seed):
     if not len(dls.train): raise ConfigError(f"dataloader.drop_last=True: no batch is left of {len(part.train)} images with dataloader.batch_size={bs}")
     return dls
 
-# %% ../nbs/42_experiment.ipynb #f4dc651b
+# %% ../nbs/42_experiment.ipynb #95c1cdb4
 def train_teacher(cfg, run, number, parts, sets, augment, device):
     "Train and save teacher `number`; returns the network."
     how, seed, facts = _training(cfg, 'teacher'), derive_seed(cfg['seed'], 'teacher', number), teacher_facts(cfg, sets)
@@ -288,7 +297,7 @@ def train_teacher(cfg, run, number, parts, sets, augment, device):
     run.save(f'teacher_init_{number}', net, facts=facts, epochs=0)
     table = FidelityTable(cfg['trainer']['eval_period'], partial(run.log, f'teacher_{number}_train_metrics'))
     learn = teacher_learner(teacher_loaders(cfg, parts, sets, augment, device, seed), net, metrics=[], cbs=table, **_recipe(how, cfg))
-    _fit(learn, how['num_epochs'], f'teacher {number}', table)
+    _fit(learn, how['num_epochs'], f'teacher {number}', table, seed)
     run.save(f'teacher_{number}', net, facts=facts, training=how, seed=seed, epochs=how['num_epochs'], test_acc=table.rows[-1].get('test_acc'))
     return net
 
@@ -304,7 +313,7 @@ def choose_teachers(found:list, # checkpoints there are
     rest = [o for o in found if o not in first]
     return [first, take(rest, min(m, len(rest)))] if independent else [first]
 
-# %% ../nbs/42_experiment.ipynb #2d31e753
+# %% ../nbs/42_experiment.ipynb #0e325a45
 def load_teachers(cfg:dict, # settings
                   sets:ImageSets, # their images
                   say=print, # where sentences for the user go
@@ -316,23 +325,25 @@ def load_teachers(cfg:dict, # settings
         with blame('teacher.ckpt_path' if cfg['teacher']['ckpt_path'] else 'teacher.ckpt_dir'): load_weights(net, path)
         facts = [f"{info[k]} {name}" for k, name in dict(epochs='epochs', test_acc='test accuracy').items() if info.get(k) is not None]
         say(f"teacher from {path}" + (f" ({', '.join(facts)})" if facts else ''))
-        return net, info
+        return net, dict(info, path=str(path))
     found = find_teachers(cfg, teacher_facts(cfg, sets), say)
     chosen = choose_teachers(found, cfg['trial_id'], cfg['teacher']['num_components'], cfg['teacher']['independent'])
     return [[load(o) for o in group] for group in chosen]
 
-# %% ../nbs/42_experiment.ipynb #4819a9d7
+# %% ../nbs/42_experiment.ipynb #26b37b6c
 def complete_teachers(cfg, run, ready, parts, sets, augment, device):
-    "Train what `load_teachers` did not find; returns the ensembles."
+    "Train what `load_teachers` did not find; returns the ensembles. Which networks they are goes to the run's state."
     used = {info.get('seed') for group in ready for _, info in group}
     numbers = (i for i in count() if derive_seed(cfg['seed'], 'teacher', i) not in used)
     ensembles = []
     for group in ready:
-        members = [net.to(device) for net, _ in group]
+        members = [(net.to(device), info['path']) for net, info in group]
         while len(members) < cfg['teacher']['num_components']:
-            members.append(train_teacher(cfg, run, next(numbers), parts, sets, augment, device))
-        ensembles.append(ClassifierEnsemble(*members).eval())
-    return ensembles
+            i = next(numbers)
+            members.append((train_teacher(cfg, run, i, parts, sets, augment, device), str(run.path/f'teacher_{i}.safetensors')))
+        ensembles.append(members)
+    run.set_state('running', teachers=[[path for _, path in members] for members in ensembles])
+    return [ClassifierEnsemble(*(net for net, _ in members)).eval() for members in ensembles]
 
 # %% ../nbs/42_experiment.ipynb #b63b5cf3
 def build_loss(cfg:dict): # settings
@@ -342,26 +353,29 @@ def build_loss(cfg:dict): # settings
         options['generator'] = torch.Generator().manual_seed(derive_seed(cfg['seed'], 'loss'))
     with blame('loss'): return LOSSES[cfg['loss']['name']](**options)
 
-# %% ../nbs/42_experiment.ipynb #4eaeaa70
+# %% ../nbs/42_experiment.ipynb #8e80b5a8
 def find_generator(cfg:dict): # settings
     "The newest generator of this trial's run, or None where nobody has trained one."
     d = cfg['density_model']
     given = d['ckpt_dir'] or d['ckpt_path']
     newest = {o.parent: o for o in find_checkpoints(Path(cfg['data_dir'])/(given or '.'), 'generator')}
-    if given and not newest: raise ConfigError(f"density_model.ckpt_dir={given}: no generator_<updates> checkpoint below {Path(cfg['data_dir'])/given}")
+    key = 'density_model.ckpt_path' if d['ckpt_path'] else 'density_model.ckpt_dir'
+    if given and not newest: raise ConfigError(f"{key}={given}: no generator_<updates> checkpoint below {Path(cfg['data_dir'])/given}")
     return list(newest.values())[cfg['trial_id'] % len(newest)] if newest else None
 
 def build_generator(cfg, sets, device, say=print):
-    "The generator of synthetic images, on its device and in evaluation mode."
+    "The generator of synthetic images, on its device and in evaluation mode, and where it comes from."
+    if not cfg['distill_loader']['synth_ratio']: return None, None
     c, h = sets.train.images.shape[1:3]
     if h != 32: raise ConfigError(f"distill_loader.synth_ratio={cfg['distill_loader']['synth_ratio']}: generators make 32x32 images, dataset {cfg['dataset']['name']} has {h}x{h}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(cfg['seed'], 'generator'))
+        torch.default_generator.manual_seed(derive_seed(cfg['seed'], 'generator'))
         net = SNGANGenerator(cfg['density_model']['z_dim'], c, cfg['density_model']['generator']['k'])
     path = find_generator(cfg)
-    if path: load_weights(net, path)
+    with blame('density_model'):
+        if path: load_weights(net, path)
     say(f"generator: {path}" if path else "generator: UNTRAINED, for there is no generator_<updates> checkpoint below data_dir; synthetic images are noise")
-    return net.to(device).eval()
+    return net.to(device).eval(), str(path or 'untrained')
 
 class _Seeded:
     "A generator that draws from its own random numbers."
@@ -381,19 +395,23 @@ def distill_loader(cfg, parts, sets, augment, device, seed, generator=None):
     if not len(loader): raise ConfigError(f"distill_loader.drop_last=True: no batch is left of {loader.n} images with dataloader.batch_size={bs}")
     return loader
 
-# %% ../nbs/42_experiment.ipynb #40f79401
+# %% ../nbs/42_experiment.ipynb #cf66df2d
+def evaluation_loader(cfg, sets, device):
+    "The evaluation images, in order and without augmentation."
+    return ImageLoader(sets.test, 512, norm=normalizer(cfg['augmentation']['normalization'], sets.statistics), device=device)
+
+# %% ../nbs/42_experiment.ipynb #9cb554bf
 def train_student(cfg, run, name, teacher, parts, sets, augment, device, generator=None):
     "Distil `teacher` into a fresh student called `name`; returns the network."
     how, seed, loss = _training(cfg, 'student'), derive_seed(cfg['seed'], name), build_loss(cfg)
     net = build_network(cfg, 'classifier', sets, seed)
     run.save(f'{name}_init', net, epochs=0)
-    dls = image_dls(sets, normalization=cfg['augmentation']['normalization'], device=device)
-    dls.loaders[0] = distill_loader(cfg, parts, sets, augment, device, seed, generator)
+    dls = DataLoaders(distill_loader(cfg, parts, sets, augment, device, seed, generator), evaluation_loader(cfg, sets, device), device=device)
     table = FidelityTable(cfg['trainer']['eval_period'], partial(run.log, f'{name}_train_metrics'))
     temp = dls.train.temps[0]
     with blame('loss'): learn = student_learner(dls, net, teacher, loss, cfg['loss']['alpha'], temp,
                                                metrics=[], cbs=table, freeze_bn=cfg['trainer']['freeze_bn'], **_recipe(how, cfg))
-    _fit(learn, how['num_epochs'], name.replace('_', ' '), table)
+    _fit(learn, how['num_epochs'], name.replace('_', ' '), table, seed)
     run.save(name, net, training=how, seed=cfg['seed'], epochs=how['num_epochs'], network=network_options(cfg, 'classifier'))
     return net
 
@@ -431,38 +449,43 @@ def run_folder(cfg:dict): # settings
         except FileExistsError: continue
         return path
 
-# %% ../nbs/42_experiment.ipynb #e0c4a027
+# %% ../nbs/42_experiment.ipynb #730cbd25
+def check_buildable(cfg, parts, sets, augment):
+    "Build everything once, on the CPU and without training, so that what is impossible shows now."
+    build_loss(cfg)
+    for who in ('classifier', 'teacher'): build_network(cfg, who, sets, 0)
+    teacher_loaders(cfg, parts, sets, augment, 'cpu', 0)
+    if cfg['trainer']['distill_teacher']: distill_loader(cfg, parts, sets, augment, 'cpu', 0, build_generator(cfg, sets, 'cpu', say=lambda s: None)[0])
+
+# %% ../nbs/42_experiment.ipynb #6957ef7c
 def image_classification(cfg:dict, # settings, as composed from `gnosis_nb/config/image_classification.yaml`
                          say=print, # where sentences for the user go
                         )->Run:
     "Train or load teachers, distil a student, measure it. Raises `ConfigError`, `DataNotFound`; a failed run is recorded as failed."
     check_settings(cfg); check_combinations(cfg)
-    opt = cfg['trainer']['optimizer']
-    with blame('trainer.optimizer.name'): opt_func = optimizer(**{k: v for k, v in opt.items() if k != 'lr'})
-    with blame('trainer.optimizer'): opt_func([torch.nn.Parameter(torch.zeros(1))], lr=opt['lr'])
-    device, augment, loss = pick_device(cfg['device']), image_augmentation(cfg), build_loss(cfg)
+    device, augment = pick_device(cfg['device']), image_augmentation(cfg)
     set_seed(cfg['seed'])
     parts, sets = load_data(cfg)
-    for who in ('classifier', 'teacher'): build_network(cfg, who, sets, 0)
-    generator = build_generator(cfg, sets, device, say) if cfg['distill_loader']['synth_ratio'] > 0 and cfg['trainer']['distill_teacher'] else None
-    if cfg['trainer']['distill_teacher']: distill_loader(cfg, parts, sets, augment, device, 0, generator)
+    check_buildable(cfg, parts, sets, augment)
     ready = load_teachers(cfg, sets, say)
-    teacher_loaders(cfg, parts, sets, augment, device, 0)
     with Run(run_folder(cfg), cfg) as run:
-        run.set_state('running', device=str(device))
         say(f"run: {run.path} on {device}: {' + '.join(str(len(o)) for o in parts if len(o))} training images, {len(sets.test)} for evaluation, {sets.train.num_classes} classes")
+        run.set_state('running', device=str(device))
         teachers = complete_teachers(cfg, run, ready, parts, sets, augment, device)
-        dl = ImageLoader(sets.test, 512, norm=normalizer(cfg['augmentation']['normalization'], sets.statistics), device=device)
+        dl = evaluation_loader(cfg, sets, device)
         if cfg['trainer']['distill_teacher']:
+            generator, origin = build_generator(cfg, sets, device, say)
+            run.set_state('running', generator=origin)
             student, *other = (train_student(cfg, run, name, t, parts, sets, augment, device, generator) for name, t in zip(('student', 'independent_student'), teachers))
             report = fidelity_report(student, teachers[0], dl, *other)
         else: report = fidelity_report(teachers[0], teachers[0], dl).drop('student')
         finish(run, report, say)
     return run
 
-# %% ../nbs/42_experiment.ipynb #bfe12396
+# %% ../nbs/42_experiment.ipynb #12a55fe7
 def finish(run:Run, report:pd.DataFrame, say=print):
     "Write report, plot and summary of a run, and show the report."
+    if not np.isfinite(report.to_numpy()).all(): raise FloatingPointError(f"a model has diverged:\n{report}")
     report.rename_axis('model').to_csv(run.path/'fidelity.csv')
     fig = plot_run(report, run.tables.get('student_train_metrics', []))
     fig.savefig(run.path/'fidelity.png', dpi=120); plt.close(fig)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['optimizer', 'teacher_learner', 'student_learner']
 
-# %% ../nbs/32_learner.ipynb #7ff4c803
+# %% ../nbs/32_learner.ipynb #a5d0434f
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,8 @@ from functools import partial
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import fastai.callback.progress                                             # Learners show a progress bar
+import fastai.callback.progress                                             # Learners show a progress bar,
+import fastai.callback.schedule                                             # and have lr_find and fit_one_cycle
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastcore.foundation import L

@@ -86,15 +86,16 @@ class Run:
         "Write what came out to `summary.json`."
         _write_text(self.path/'summary.json', json.dumps(numbers, indent=1))
 
-# %% ../nbs/41_runs.ipynb #dd37c804
+# %% ../nbs/41_runs.ipynb #0b85c4a5
 def _flat(d, prefix=''):
     for k, v in d.items():
         if isinstance(v, dict): yield from _flat(v, f'{prefix}{k}.')
         else: yield f'{prefix}{k}', v
 
 def _read(path, load):
-    try: return load(path.read_text(encoding='utf-8')) if path.exists() else {}
+    try: out = load(path.read_text(encoding='utf-8')) if path.exists() else {}
     except (OSError, ValueError, yaml.YAMLError): return {}
+    return out if isinstance(out, dict) else {}
 
 _Loader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 

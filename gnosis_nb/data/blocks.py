@@ -5,37 +5,33 @@
 # %% auto #0
 __all__ = ['mixup', 'DistillLoader']
 
-# %% ../../nbs/22_data.blocks.ipynb #3f2bd94e
+# %% ../../nbs/22_data.blocks.ipynb #7a15e980
+import math
+import random
 from collections.abc import Sequence
 
 import torch
 from fastai.data.load import DataLoader
 
-from .loaders import ImageLoader
+from .loaders import ImageLoader, keep_random_state
 
-# %% ../../nbs/22_data.blocks.ipynb #f3ae2634
+# %% ../../nbs/22_data.blocks.ipynb #71fc55d0
 def _beta(alpha, generator):
-    "One draw from Beta(alpha, alpha): the share of the first of two Gamma(alpha) draws."
-    g = torch._standard_gamma(torch.full((2,), float(alpha), dtype=torch.float64), generator=generator)
-    return (g[0] / g.sum()).item()
+    "One draw from Beta(alpha, alpha), by Python's sampler with a seed from `generator`."
+    return random.Random(torch.randint(2**62, (1,), generator=generator).item()).betavariate(alpha, alpha)
 
-# %% ../../nbs/22_data.blocks.ipynb #29129bfd
+# %% ../../nbs/22_data.blocks.ipynb #64491e52
 def mixup(x:torch.Tensor, # images [batch, C, H, W]
           alpha:float, # λ ~ Beta(α, α), α > 0
           portion:float=1., # share of the batch that is mixed, from the first row on
           generator:torch.Generator|None=None, # where the draws come from
          )->tuple: # images, number of rows that were mixed
     "Mix the first `ceil(portion · batch)` rows among themselves with one λ."
-    n = -int(-portion * len(x) // 1)
+    n = math.ceil(portion * len(x))
     lam, order = _beta(alpha, generator), torch.randperm(n, generator=generator).to(x.device)
     return torch.cat([lam * x[:n] + (1 - lam) * x[:n][order], x[n:]]), n
 
-# %% ../../nbs/22_data.blocks.ipynb #e57b4db3
-def _pieces(idx, n):
-    "Cut the indices into `n` consecutive pieces whose sizes differ by at most one."
-    return idx.tensor_split(n)
-
-# %% ../../nbs/22_data.blocks.ipynb #a97baf4f
+# %% ../../nbs/22_data.blocks.ipynb #9feb0fae
 class DistillLoader(DataLoader):
     "Batches `(x, y, temp)` for distillation: rows of every split, MixUp on the first of them, synthetic rows at the end."
     n_inp = 1                                                               # of a batch's parts, x alone goes to the network
@@ -46,18 +42,18 @@ class DistillLoader(DataLoader):
         mixup_alpha:float=0., # λ ~ Beta(α, α); 0: no MixUp
         mixup_portion:float=1., # share of the real rows that is mixed
         synth_ratio:float=0., # `int(synth_ratio · bs)` synthetic rows are appended to each full batch
-        generator=None, # anything with `.sample(n) -> [n, C, H, W]` in the range of the normalised images
+        synth=None, # anything with `.sample(n) -> [n, C, H, W]` in the range of the normalised images
         drop_last:bool=False, # leave out a short last batch
         seed:int=0): # seeds MixUp
-        super().__init__(parts[0].dataset, bs=bs, shuffle=True, drop_last=drop_last, indexed=True, n=sum(len(o.dataset) for o in parts), device=parts[0].device)
+        with keep_random_state(): super().__init__(parts[0].dataset, bs=bs, shuffle=True, drop_last=drop_last, indexed=True, n=sum(len(o.dataset) for o in parts), device=parts[0].device)
         if not 0 <= mixup_portion <= 1: raise ValueError(f"mixup_portion={mixup_portion}: expected a share in [0, 1]")
         if mixup_alpha < 0: raise ValueError(f"mixup_alpha={mixup_alpha}: expected α >= 0")
         if synth_ratio < 0: raise ValueError(f"synth_ratio={synth_ratio}: expected a ratio >= 0")
-        if synth_ratio > 0 and generator is None: raise ValueError(f"synth_ratio={synth_ratio} needs a generator to sample from")
-        self.parts, self.synth, self.synth_ratio = list(parts), generator, synth_ratio
+        if synth_ratio > 0 and synth is None: raise ValueError(f"synth_ratio={synth_ratio} needs a generator of images, `synth`")
+        self.parts, self.synth, self.synth_ratio, self.temp, self.seed = list(parts), synth, synth_ratio, temp, seed
         self.mixup_alpha, self.mixup_portion = mixup_alpha, mixup_portion
         self.temps = self._temps(temp)
-        self.rng_torch = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
 
     def _temps(self, temp):
         "One τ per split, and one for synthetic rows."
@@ -76,10 +72,12 @@ class DistillLoader(DataLoader):
 
     def _index_batches(self):
         "For each batch of an epoch, the rows of every split."
-        orders = [torch.as_tensor(o.get_idxs()) for o in self.parts]
+        orders = [torch.as_tensor(o.get_idxs()).to(self.device, non_blocking=True) for o in self.parts]
         if len(orders) == 1:
             yield from ((o,) for o in orders[0].split(self.bs) if not (self.drop_last and len(o) < self.bs))
-        else: yield from zip(*(_pieces(o, len(self)) for o in orders))
+        else:
+            if self.drop_last: orders = [o[:len(self) * self.bs * len(o) // self.n] for o in orders]
+            yield from zip(*(o.tensor_split(len(self)) for o in orders))
 
     def __iter__(self):
         for idxs in self._index_batches():
@@ -90,17 +88,27 @@ class DistillLoader(DataLoader):
         "MixUp, then synthetic rows, then the temperature of every row, `[batch, 1]`."
         n_synth = int(self.synth_ratio * len(x))
         if self.mixup_alpha > 0:
-            x, n = mixup(x, self.mixup_alpha, self.mixup_portion, self.rng_torch)
+            x, n = mixup(x, self.mixup_alpha, self.mixup_portion, self.generator)
             y = torch.cat([torch.full_like(y[:n], -100), y[n:]])
         if n_synth:
             with torch.no_grad(): fake = self.synth.sample(n_synth).to(x.device, x.dtype)
             x, y = torch.cat([x, fake]), torch.cat([y, y.new_full((n_synth,), -100)])
-        temp = torch.repeat_interleave(torch.tensor(self.temps), torch.tensor(sizes + [n_synth] * (self.synth_ratio > 0)))
-        return x, y, temp[:, None].to(x.device)
+        temp = torch.cat([torch.full((n, 1), t, device=x.device) for n, t in zip(sizes + [n_synth], self.temps)])
+        return x, y, temp
 
     def one_batch(self):
-        "The first batch of an epoch."
-        return next(iter(self))
+        "The first batch of an epoch; looking at it changes nothing."
+        generators = [o.generator for o in [self, *self.parts]]
+        states = [o.get_state() for o in generators]
+        try: return next(iter(self))
+        finally:
+            for o, state in zip(generators, states): o.set_state(state)
+
+    def new(self, dataset=None, **kwargs):
+        "A loader like this one, with some arguments changed; the images are those of its parts."
+        own = dict(bs=self.bs, temp=self.temp, mixup_alpha=self.mixup_alpha, mixup_portion=self.mixup_portion,
+                   synth_ratio=self.synth_ratio, synth=self.synth, drop_last=self.drop_last, seed=self.seed)
+        return type(self)(self.parts, **{**own, **{k: v for k, v in kwargs.items() if k in own}})
 
     def show_batch(self, b=None, max_n=16, **kwargs):
         "Draw what the student will see."

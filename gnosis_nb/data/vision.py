@@ -64,6 +64,12 @@ def subset(self:ImageData, indices):
     if idx.dtype != torch.bool: idx = idx.long()
     return replace(self, images=self.images[idx], targets=self.targets[idx])
 
+# %% ../../nbs/20_data.vision.ipynb #6f156f16
+@patch
+def new_empty(self:ImageData):
+    "The set without its images, which is what a `Learner` keeps when it is exported."
+    return self.subset([])
+
 # %% ../../nbs/20_data.vision.ipynb #0597ddfa
 @patch
 def show(self:ImageData, n=16, cols=8, size=1.):

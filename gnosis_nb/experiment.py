@@ -132,7 +132,7 @@ def _training(cfg, who):
                weight_decay=opt['weight_decay'], nesterov=opt['nesterov'], momentum=opt['momentum'], optimizer=opt['name'])
     return {**how, **(_wanted(cfg) if who == 'teacher' else {})}
 
-# %% ../nbs/42_experiment.ipynb #dbb5fb91
+# %% ../nbs/42_experiment.ipynb #033c176c
 def check_combinations(cfg:dict): # settings that `check_settings` has passed
     "Refuse settings that contradict each other, by a `ConfigError` that names them."
     load, bs = cfg['distill_loader'], cfg['dataloader']['batch_size']
@@ -148,6 +148,8 @@ def check_combinations(cfg:dict): # settings that `check_settings` has passed
     for who, prefix in dict(student='trainer', teacher='teacher.trainer').items():
         how = _training(cfg, who)
         if how['eta_min'] > how['lr']: raise ConfigError(f"{prefix}: eta_min={how['eta_min']}, expected at most the learning rate, lr={how['lr']}")
+        if how['nesterov'] and not how['momentum']:
+            raise ConfigError(f"{prefix}{'.optimizer' if who == 'student' else ''}.nesterov=True: needs trainer.optimizer.momentum > 0")
         with blame('trainer.optimizer.name'): opt_func = optimizer(how['optimizer'], **{k: how[k] for k in ('momentum', 'nesterov', 'weight_decay')})
         with blame(f'{prefix}.optimizer' if who == 'student' else prefix): opt_func([torch.nn.Parameter(torch.zeros(1))], lr=how['lr'])
 

@@ -202,6 +202,26 @@ def test_the_same_teacher_is_not_taken_twice(tmp_path, overrides):
     r, lines = run(tmp_path, *SMALL, *overrides)
     assert len(loaded(lines)) == 1 and 'teacher_1' in checkpoints(r)
 
+def test_teachers_of_other_images_are_not_reused(tmp_path):
+    from PIL import Image
+    def folder(name, shade):
+        for split in ('train', 'test'):
+            for k in range(2):
+                (tmp_path/name/'images'/split/f'class{k}').mkdir(parents=True)
+                for i in range(4): Image.new('RGB', (8, 8), (shade + i, 40*k, 10*i)).save(tmp_path/name/'images'/split/f'class{k}'/f'{i}.png')
+        return f"dataset.root_dir={tmp_path/name/'images'}"
+    options = ['dataset=image_folder', 'classifier.depth=8', 'trainer.num_epochs=1', 'device=cpu', 'augmentation.transforms_list=[]']
+    _, lines = run(tmp_path/'runs', *options, folder('a', 10))
+    for name, shade, reused in (('b', 200, 0), ('c', 10, 1)):                # other pixels; the same in another place
+        assert len(loaded(run(tmp_path/'runs', *options, folder(name, shade))[1])) == reused
+
+def test_dropout_does_not_depend_on_what_was_trained_before(tmp_path):
+    options = [*SMALL, 'dataset.size=32', 'classifier=vgg', 'classifier.depth=11', 'dataset.subsample.ratio=.1', 'job_name=vgg']
+    first, again = (run(tmp_path, *options)[0] for _ in range(2))            # the second has its teacher from the first
+    assert 'teacher_0' in checkpoints(first) and 'teacher_0' not in checkpoints(again)
+    assert again.state['teachers'] == [[str(first.path/'teacher_0.safetensors')]]
+    for k, v in weights(first, 'student').items(): assert torch.equal(v, weights(again, 'student')[k])
+
 def test_a_missing_teacher_is_none_of_those_there(tmp_path):
     r, _ = run(tmp_path, *TEACHERS, 'teacher.num_components=2', 'job_name=two')
     (r.path/'teacher_0.safetensors').unlink()
@@ -380,8 +400,9 @@ def test_an_interrupted_bf16_run_leaves_autocast_off(pool, tmp_path, monkeypatch
         assert not torch.is_autocast_enabled('cpu')
     finally: torch.set_autocast_enabled('cpu', False)
 
-def test_a_teacher_that_diverges_is_a_failure(tmp_path):
-    with pytest.raises(Exception): run(tmp_path, *TEACHERS, 'trainer.optimizer.lr=1e30')
+@pytest.mark.parametrize('overrides', [[], ['dataloader.batch_size=2000']])   # within the epoch, and by its only step
+def test_a_teacher_that_diverges_is_a_failure(tmp_path, overrides):
+    with pytest.raises(FloatingPointError, match='diverged'): run(tmp_path, *TEACHERS, 'trainer.optimizer.lr=1e30', *overrides)
     assert states_below(tmp_path) == ['failed'] and not list(tmp_path.rglob('teacher_0.safetensors'))
 
 @pytest.mark.parametrize('overrides', [
@@ -398,6 +419,11 @@ def test_a_teacher_that_diverges_is_a_failure(tmp_path):
     ['trainer.distill_teacher=false', 'dataloader.drop_last=true', 'dataloader.batch_size=2001'],
     ['trainer.optimizer.name=LBFGS'],
     ['trainer.optimizer.momentum=0'],
+    ['trainer.optimizer.nesterov=false', 'trainer.optimizer.momentum=0', 'teacher.trainer.nesterov=true'],
+    ['teacher.trainer.lr=1e-3', 'teacher.trainer.eta_min=.1'],
+    ['loss=ts_hard_cross_ent', 'loss.mode=foo'],
+    ['dataset.size=4'],
+    ['dataset.subsample.seed=99999999999999999999'],
     ['seed=99999999999999999999']])
 def test_settings_that_cannot_be_are_refused_before_anything_is_begun(tmp_path, overrides):
     with pytest.raises(ConfigError) as e: run(tmp_path, *SMALL, *overrides)

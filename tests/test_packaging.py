@@ -1,0 +1,32 @@
+"What people install: the wheel and the source distribution hold everything that runs."
+import subprocess,sys,tarfile,zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope='module')
+def dist(tmp_path_factory):
+    "A source distribution, and a wheel made from it."
+    folder = tmp_path_factory.mktemp('dist')
+    subprocess.run([sys.executable, '-m', 'build', '-o', folder, ROOT], check=True, capture_output=True)
+    return folder
+
+def test_the_wheel_has_every_module_and_setting(dist):
+    names = set(zipfile.ZipFile(next(dist.glob('*.whl'))).namelist())
+    ours = {str(o.relative_to(ROOT)) for pattern in ('*.py', '*.yaml') for o in (ROOT/'gnosis_nb').rglob(pattern)}
+    assert len([o for o in ours if o.endswith('.yaml')]) >= 20 and ours <= names
+
+def test_the_source_distribution_has_the_requirements(dist):
+    names = {o.split('/', 1)[1] for o in tarfile.open(next(dist.glob('*.tar.gz'))).getnames() if '/' in o}
+    assert {'settings.ini', 'setup.py', 'LICENSE', 'README.md'} <= names
+
+def test_the_command_finds_its_settings_in_the_wheel(dist, tmp_path):
+    zipfile.ZipFile(next(dist.glob('*.whl'))).extractall(tmp_path/'site')
+    code = f"import sys; sys.path.insert(0, {str(tmp_path/'site')!r}); import gnosis_nb, gnosis_nb.cli as c; print(gnosis_nb.__file__); c.image_classification()"
+    res = subprocess.run([sys.executable, '-c', code, 'dataset=digits', 'trainer.num_epochs=1', 'trainer.distill_teacher=false', 'device=cpu'],
+                         cwd=tmp_path, capture_output=True, text=True)
+    assert res.returncode == 0 and res.stdout.startswith(str(tmp_path/'site'))
+    assert len(list((tmp_path/'data/experiments').rglob('teacher_0.safetensors'))) == 1

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['compose', 'image_classification']
 
-# %% ../nbs/43_cli.ipynb #220643f0
-import difflib
+# %% ../nbs/43_cli.ipynb #bca81bc5
 import os
 import re
 import sys
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .data.vision import DataNotFound
-from .experiment import SETTINGS, ConfigError
+from .experiment import SETTINGS, ConfigError, nearest_setting
 from .experiment import image_classification as run_image_classification
 
 # %% ../nbs/43_cli.ipynb #c3f8a7a8
@@ -32,7 +31,7 @@ def compose(overrides:list=(), # as on the command line: ['dataset=digits', 'tra
     with hydra.initialize_config_module('gnosis_nb.config', version_base='1.3'):
         return _plain(hydra.compose(config, list(overrides)))
 
-# %% ../nbs/43_cli.ipynb #43d402f5
+# %% ../nbs/43_cli.ipynb #5a8db06e
 _USER_ERRORS = (ConfigError, DataNotFound, FloatingPointError, HydraException, OmegaConfBaseException)
 
 def _one_line(error):
@@ -41,11 +40,10 @@ def _one_line(error):
     text = re.sub(r'^Exception occured in .+? when calling event .+?: ', '', text)     # fastai's preface
     key = re.search(r"full_key: ([\w.]+)|Could not override '([\w./]+)'", text)
     if key and (name := key[1] or key[2]) not in SETTINGS and 'not in struct' in f'{text} {error.__cause__}':
-        near = difflib.get_close_matches(name, SETTINGS, 1)
-        return f"{name}: unknown key" + (f", did you mean {near[0]}?" if near else '')
+        return f"{name}: unknown key{nearest_setting(name)}"
     return text
 
-# %% ../nbs/43_cli.ipynb #cea85984
+# %% ../nbs/43_cli.ipynb #eebb59a1
 def _main(task, config):
     "A command: Hydra around `task`; the user's errors in one line each on standard error, and exit status 1."
     os.environ['HYDRA_FULL_ERROR'] = '1'                                    # let exceptions reach us as they are
@@ -60,6 +58,9 @@ def _main(task, config):
             errors.append(f"error{which}: {_one_line(e)}")
     try: job()
     except _USER_ERRORS as e: errors.append(f"error: {_one_line(e)}")
+    except KeyboardInterrupt:
+        print('interrupted; the run says so in its state.json', file=sys.stderr)
+        sys.exit(130)
     if errors: sys.exit('\n'.join(errors))
 
 def image_classification():

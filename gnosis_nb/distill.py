@@ -21,7 +21,7 @@ from .cka import stage_cka
 from .losses import ForwardCrossEntropy, StudentLoss
 from .metrics import FidelityMeter
 
-# %% ../nbs/31_distill.ipynb #97477936
+# %% ../nbs/31_distill.ipynb #a72aea71
 class Distillation(Callback):
     "Train the Learner's model to match `teacher` (Hinton et al. 2015; Stanton et al. 2021, eq. 2-3)."
     order = 95                                                              # after every callback that changes the batch
@@ -30,6 +30,8 @@ class Distillation(Callback):
         loss:Callable|None=None, # L_KD(teacher_logits, student_logits, temp); default `ForwardCrossEntropy()`
         alpha:float=0., # weight α of the hard-label loss, in [0, 1]
         temp:float=4.): # temperature τ > 0 where the loader gives none
+        if not isinstance(teacher, nn.Module): raise TypeError(f"teacher is {type(teacher).__name__}: expected a torch module")
+        if not (loss is None or callable(loss)): raise TypeError(f"loss={loss!r}: expected a loss of gnosis_nb.losses")
         if temp <= 0: raise ValueError(f"temp={temp}: expected a temperature > 0")
         self.teacher, self.temp = teacher, temp
         self.loss = StudentLoss(ForwardCrossEntropy() if loss is None else loss, alpha)

@@ -20,7 +20,7 @@ import torch.nn as nn
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-# %% ../nbs/40_storage.ipynb #b23d597d
+# %% ../nbs/40_storage.ipynb #21c273cd
 def write_atomic(path:str|Path, # where the file shall be
                  write, # called with a temporary path in the same folder, which it fills
                 )->Path:
@@ -30,6 +30,8 @@ def write_atomic(path:str|Path, # where the file shall be
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         write(tmp)
+        umask = os.umask(0); os.umask(umask)
+        os.chmod(tmp, 0o666 & ~umask)                                        # readable by whom the user's other files are
         with open(tmp, 'rb') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)

@@ -99,7 +99,7 @@ def keep_random_state():
     try: yield
     finally: random.setstate(state)
 
-# %% ../../nbs/21_data.loaders.ipynb #158cd4ef
+# %% ../../nbs/21_data.loaders.ipynb #840fc319
 class ImageLoader(DataLoader):
     "A fastai DataLoader over an `ImageData` in memory: batches `(x float [batch, C, H, W], y int64 [batch])`."
     def __init__(self,
@@ -129,6 +129,7 @@ class ImageLoader(DataLoader):
         "A loader like this one, with some arguments changed."
         own = dict(bs=self.bs, shuffle=self.shuffle, augment=self.augment, norm=self.norm, drop_last=self.drop_last, seed=self.seed, device=self.device)
         get_idxs = kwargs.pop('get_idxs', None)                            # fastai's get_preds fixes the order with it
+        kwargs = {k: v for k, v in kwargs.items() if k in own}              # there are no workers here
         res = type(self)(dataset if dataset is not None else self.dataset, **{**own, **kwargs})
         if get_idxs is not None: res.get_idxs = get_idxs
         return res

@@ -64,11 +64,16 @@ def subset(self:ImageData, indices):
     if idx.dtype != torch.bool: idx = idx.long()
     return replace(self, images=self.images[idx], targets=self.targets[idx])
 
-# %% ../../nbs/20_data.vision.ipynb #6f156f16
+# %% ../../nbs/20_data.vision.ipynb #186f4b17
 @patch
 def new_empty(self:ImageData):
     "The set without its images, which is what a `Learner` keeps when it is exported."
     return self.subset([])
+
+@patch(as_prop=True)
+def vocab(self:ImageData):
+    "The classes, under the name that fastai uses."
+    return self.classes
 
 # %% ../../nbs/20_data.vision.ipynb #0597ddfa
 @patch

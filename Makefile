@@ -3,7 +3,7 @@ PYTHON ?= python3
 LAB_FLAGS ?=
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# Threads that wait must not spin: where other programs use the cores, too, training would be ten times slower.
+# Threads that wait must not spin: where other programs use the cores, too, training would be many times slower.
 export OMP_WAIT_POLICY = PASSIVE
 
 .PHONY: demo test check lab readme docs clean

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'OPTIONS', 'ConfigError', 'blame', 'nearest_setting', 'check_settings', 'check_combinations',
-           'derive_seed', 'set_seed', 'pick_device', 'load_data', 'image_augmentation', 'network_options',
-           'network_spec', 'build_network', 'load_network', 'teacher_facts', 'find_teachers', 'teacher_loaders',
-           'train_teacher', 'choose_teachers', 'load_teachers', 'complete_teachers', 'build_loss', 'find_generator',
-           'build_generator', 'distill_loader', 'evaluation_loader', 'train_student', 'plot_run', 'run_folder',
-           'check_buildable', 'image_classification', 'finish']
+           'derive_seed', 'set_seed', 'pick_device', 'load_data', 'load_extra', 'student_parts', 'student_temps',
+           'image_augmentation', 'network_options', 'network_spec', 'build_network', 'load_network', 'teacher_facts',
+           'find_teachers', 'teacher_loaders', 'train_teacher', 'choose_teachers', 'load_teachers', 'complete_teachers',
+           'build_loss', 'find_generator', 'build_generator', 'distill_loader', 'evaluation_loader', 'train_student',
+           'plot_run', 'run_folder', 'check_buildable', 'image_classification', 'finish']
 
-# %% ../nbs/42_experiment.ipynb #928fa9ae
+# %% ../nbs/42_experiment.ipynb #041bec8b
 import difflib
 import math
 import random
@@ -30,9 +30,11 @@ from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Recorder
 
-from .data.blocks import DistillLoader
-from .data.loaders import AUGMENTATIONS, ImageLoader, augmentation, image_dls
-from .data.vision import VISION_SOURCES, DataNotFound, ImageSets, hold_out, load_vision, normalizer, shuffle_targets, split_dataset
+from .data.augment import AUGMENTATIONS, augmentation
+from .data.blocks import POLICIES, DistillLoader, extra_part
+from .data.loaders import ImageLoader, image_dls
+from .data.vision import DataNotFound, ImageFiles, ImageSets, hold_out, normalizer, shuffle_targets, split_dataset
+from .data.zoo import VISION_SOURCES, load_vision
 from .distill import FidelityTable, PrintProgress
 from .learner import optimizer, student_learner, teacher_learner
 from .losses import LOSSES
@@ -65,7 +67,7 @@ _share, _flag, _text = partial(_kind, float, lambda v: 0 <= v <= 1, ' in [0, 1]'
 _seed = partial(_kind, int, lambda v: 0 <= v < 2**63, ' in [0, 2**63)')
 def _one_of(*names): return _kind(str, lambda v: v in names, f": one of {', '.join(names)}")
 
-# %% ../nbs/42_experiment.ipynb #f106dda3
+# %% ../nbs/42_experiment.ipynb #a1756cfa
 SETTINGS = {
     'trial_id': _natural(), 'seed': _seed(), 'device': _text(), 'data_dir': _text(), 'exp_name': _text(), 'job_name': _text(none=True),
     'logger.name': _one_of('local'),
@@ -82,8 +84,10 @@ SETTINGS = {
     'trainer.distill_teacher': _flag(), 'trainer.freeze_bn': _flag(), 'trainer.precision': _one_of('fp32', 'bf16'),
     'trainer.optimizer.name': _text(), 'trainer.optimizer.lr': _positive(), 'trainer.optimizer.weight_decay': _not_negative(),
     'trainer.optimizer.momentum': _not_negative(), 'trainer.optimizer.nesterov': _flag(), 'trainer.lr_scheduler.eta_min': _not_negative(),
-    'dataloader.batch_size': _count(), 'dataloader.shuffle': _flag(), 'dataloader.drop_last': _flag(),
-    'distill_loader.splits': _kind(list, lambda v: v in ([0], [1], [0, 1], [1, 0]), ' of splits: [0], [1] or [0, 1]'),
+    'dataloader.batch_size': _count(), 'dataloader.shuffle': _flag(), 'dataloader.drop_last': _flag(), 'dataloader.num_workers': _natural(none=True),
+    'distill_loader.policy': _one_of(*POLICIES), 'distill_loader.transforms_list': _kind(list), 'distill_loader.noise': _share(),
+    'distill_loader.splits': _kind(list, lambda v: v in ([], [0], [1], [0, 1], [1, 0]), ' of splits: [0], [1], [0, 1], or [] with distill_loader.extra'),
+    'distill_loader.extra': _kind(list, lambda v: all(isinstance(o, dict) and isinstance(o.get('name'), str) for o in v), ' of data sets: [{name: svhn, num: 10000}]'),
     'distill_loader.temp': _kind((float, list)), 'distill_loader.mixup_alpha': _not_negative(), 'distill_loader.mixup_portion': _share(),
     'distill_loader.synth_ratio': _not_negative(), 'distill_loader.drop_last': _flag(),
     'classifier.name': _text(), 'loss.name': _one_of(*LOSSES), 'loss.alpha': _share(),
@@ -91,7 +95,8 @@ SETTINGS = {
     'density_model.ckpt_dir': _text(none=True), 'density_model.ckpt_path': _text(none=True)}
 _OPEN = ('dataset.', 'classifier.', 'loss.', 'augmentation.')                # groups with options of their own, which may be these:
 OPTIONS = {
-    'dataset.seed': _kind(int, lambda v: 0 <= v < 2**32, ' in [0, 2**32)'), **{f'dataset.{k}': _count(none=True) for k in ('num_data', 'size', 'channels')},
+    'dataset.seed': _kind(int, lambda v: 0 <= v < 2**32, ' in [0, 2**32)'), **{f'dataset.{k}': _count(none=True) for k in ('num_data', 'size', 'channels', 'resize', 'num_svhn_data')},
+    'dataset.cifar10_fraction': _share(), 'dataset.fraction': _share(), 'dataset.split': _text(), 'dataset.memory_limit': _not_negative(),
     'classifier.depth': _count(none=True), 'classifier.skip_connections': _flag(), 'classifier.batch_norm': _flag(),
     'loss.beta': _share(), 'loss.T_max': _count(), 'loss.corruption_ratio': _share()}
 
@@ -139,16 +144,19 @@ def _training(cfg, who):
                weight_decay=opt['weight_decay'], nesterov=opt['nesterov'], momentum=opt['momentum'], optimizer=opt['name'])
     return {**how, **(_wanted(cfg) if who == 'teacher' else {})}
 
-# %% ../nbs/42_experiment.ipynb #c88c0b6f
+# %% ../nbs/42_experiment.ipynb #9277784f
 def check_combinations(cfg:dict): # settings that `check_settings` has passed
     "Refuse settings that contradict each other, by a `ConfigError` that names them."
     load, bs = cfg['distill_loader'], cfg['dataloader']['batch_size']
     if cfg['loss']['alpha'] > 0 and load['mixup_alpha'] > 0 and math.ceil(load['mixup_portion'] * bs) >= bs:
         raise ConfigError(f"loss.alpha={cfg['loss']['alpha']} with distill_loader.mixup_alpha={load['mixup_alpha']}: "
                           "mixed images have no label for the hard-label loss; use loss.alpha=0, or distill_loader.mixup_portion < 1")
+    if cfg['loss']['alpha'] > 0 and (not load['splits'] or load['noise'] == 1):
+        raise ConfigError(f"loss.alpha={cfg['loss']['alpha']} with distill_loader.splits={load['splits']}, distill_loader.noise={load['noise']}: no image has a label; use loss.alpha=0")
     if load['synth_ratio'] > 0 and cfg['augmentation']['normalization'] != 'unitcube':
         raise ConfigError(f"distill_loader.synth_ratio={load['synth_ratio']} with augmentation.normalization={cfg['augmentation']['normalization']}: "
                           "generators make images in [-1, 1], which is normalization=unitcube")
+    if not load['splits'] and not load['extra']: raise ConfigError("distill_loader.splits=[]: expected a split of the training set, or images of distill_loader.extra")
     if cfg['teacher']['ckpt_dir'] and cfg['teacher']['ckpt_path']: raise ConfigError("teacher.ckpt_path: the same as teacher.ckpt_dir; give one of them")
     for key in ('ckpt_dir', 'ckpt_path'):
         if cfg['teacher'][key] and not cfg['teacher']['use_ckpts']:
@@ -185,18 +193,18 @@ def pick_device(name:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', …
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as e: raise ConfigError(f"device={name}: not available here ({str(e).splitlines()[0]})") from None
 
-# %% ../nbs/42_experiment.ipynb #1b44022d
+# %% ../nbs/42_experiment.ipynb #bc3efe68
 _DATA_KEYS = ('name', 'root_dir', 'download', 'subsample', 'shuffle_train_targets', 'statistics')
 
 def load_data(cfg:dict, # settings
-             )->tuple: # training parts [2], ImageSets of all training images and the evaluation images
-    "The images of a configuration, split, shuffled and held out as it says."
+             )->tuple: # training parts [2 + number of extra sets], ImageSets of all training images and the evaluation images
+    "The images of a configuration, split, shuffled and held out as it says, and those of other sets that the student is shown."
     data, seed = cfg['dataset'], cfg['dataset']['subsample']['seed']
     options = {k: v for k, v in data.items() if k not in _DATA_KEYS}
     with blame('dataset'): sets = load_vision(data['name'], data['root_dir'], data['download'], **options)
     train, test, shuffle = sets.train, sets.test, data['shuffle_train_targets']
     if shuffle['enabled']: train.targets = shuffle_targets(train.targets, shuffle['ratio'], shuffle['seed'])
-    if cfg['trainer']['eval_dataset'] == 'val': train, test = hold_out(train, .2, seed)
+    if cfg['trainer']['eval_dataset'] == 'val': train, test = (o if i == 0 else o.labelled for i, o in enumerate(hold_out(train, .2, seed)))
     parts = [train.subset(i) for i in split_dataset(len(train), data['subsample']['ratio'], seed)]
     teacher, student = [data['subsample']['split']], cfg['distill_loader']['splits']
     for key, splits in {'dataset.subsample.split': teacher, **({'distill_loader.splits': student} if cfg['trainer']['distill_teacher'] else {})}.items():
@@ -204,23 +212,48 @@ def load_data(cfg:dict, # settings
             raise ConfigError(f"{key}={splits}: has no images with dataset.subsample.ratio={data['subsample']['ratio']} of {len(train)}")
     given = {k: tuple(v) for k, v in data['statistics'].items() if v is not None}
     for k, v in given.items():
-        if len(v) != train.images.shape[1]: raise ConfigError(f"dataset.statistics.{k}={list(v)}: expected {train.images.shape[1]} numbers, one per channel")
+        if len(v) != train.shape[0]: raise ConfigError(f"dataset.statistics.{k}={list(v)}: expected {train.shape[0]} numbers, one per channel")
     sets = ImageSets(train, test, {**sets.statistics, **given})
     with blame('dataset.statistics'): normalizer(cfg['augmentation']['normalization'], sets.statistics)
-    return parts, sets
+    extra = cfg['distill_loader']['extra'] if cfg['trainer']['distill_teacher'] else []
+    return parts + [load_extra(f'distill_loader.extra[{i}]', o, sets.train.shape, data['download']) for i, o in enumerate(extra)], sets
 
-# %% ../nbs/42_experiment.ipynb #953018d4
-def image_augmentation(cfg:dict): # settings
-    "The batch transform that `augmentation` describes."
+# %% ../nbs/42_experiment.ipynb #91cae2ae
+def load_extra(key, entry, shape, download): # setting, its value: a source of images and how many of them; (C, H, W)
+    "One set of `distill_loader.extra`: training images of another source, without labels."
+    o = {'root_dir': None, 'num': None, 'seed': 0, **entry}
+    name, root, num, seed = (o.pop(k) for k in ('name', 'root_dir', 'num', 'seed'))
+    o.pop('temp', None)
+    with blame(key): return extra_part(load_vision(name, root, download, **o).train, shape, num, seed)
+
+def student_parts(cfg, parts):
+    "Which of the parts the student is shown: splits of the training set and every extra set."
+    return [*cfg['distill_loader']['splits'], *range(2, len(parts))]
+
+def student_temps(cfg):
+    "τ of each part that the student is shown; one number where it is the same for all."
+    d = cfg['distill_loader']
+    own = [o.get('temp') for o in d['extra']]
+    if not own or isinstance(d['temp'], list) and len(d['temp']) >= len(d['splits']) + len(own): return d['temp']
+    temps = list(d['temp']) if isinstance(d['temp'], list) else [d['temp']]*len(d['splits'])
+    first = temps[0] if temps else d['temp']
+    return temps + [first if o is None else o for o in own]
+
+# %% ../nbs/42_experiment.ipynb #239d9158
+def image_augmentation(cfg:dict, # settings
+                       student:bool=False): # with what the student's policy adds?
+    "The batch transform that `augmentation` describes; for the student, followed by `distill_loader.transforms_list`."
     a = cfg['augmentation']
     options = {k: v for k, v in a.items() if k not in ('transforms_list', 'random_apply', 'normalization')}
     for name in options:
         if name not in AUGMENTATIONS: raise ConfigError(f"augmentation.{name}: unknown key; choose from {sorted(AUGMENTATIONS)}")
-    for name in a['transforms_list']:
-        with blame(f'augmentation.{name}' if name in AUGMENTATIONS else 'augmentation.transforms_list'): augmentation([name], options)
-    return augmentation(a['transforms_list'], options, a['random_apply']['p'])
+    lists = {'augmentation.transforms_list': a['transforms_list'], **({'distill_loader.transforms_list': cfg['distill_loader']['transforms_list']} if student else {})}
+    for key, names in lists.items():
+        for name in names:
+            with blame(f'augmentation.{name}' if name in AUGMENTATIONS else key): augmentation([name], options)
+    with blame('augmentation.random_apply'): return augmentation([o for names in lists.values() for o in names], options, a['random_apply']['p'])
 
-# %% ../nbs/42_experiment.ipynb #c8c89060
+# %% ../nbs/42_experiment.ipynb #731d0a75
 def network_options(cfg:dict, who:str): # settings; 'classifier' or 'teacher'
     "Name and options of a network. A teacher of the student's kind has the student's options, but its own depth."
     student = {k: v for k, v in cfg['classifier'].items() if v is not None}
@@ -231,7 +264,7 @@ def network_options(cfg:dict, who:str): # settings; 'classifier' or 'teacher'
 
 def network_spec(cfg:dict, who:str, sets:ImageSets): # settings; 'classifier' or 'teacher'; its images
     "All that `build_classifier` needs to make the network of `who`; kept beside its weights."
-    return dict(network_options(cfg, who), num_classes=sets.train.num_classes, in_channels=sets.train.images.shape[1], input_size=sets.train.images.shape[2])
+    return dict(network_options(cfg, who), num_classes=sets.train.num_classes, in_channels=sets.train.shape[0], input_size=sets.train.shape[1])
 
 def build_network(cfg:dict, who:str, sets:ImageSets, seed:int):
     "The network of `who`, freshly initialised, for these images."
@@ -249,15 +282,17 @@ def load_network(path:str|Path, # a checkpoint of a run, e.g. student.safetensor
     load_weights(net, path)
     return net.eval()
 
-# %% ../nbs/42_experiment.ipynb #759a49b9
+# %% ../nbs/42_experiment.ipynb #1cc3e1ab
 def teacher_facts(cfg:dict, # settings
                   sets:ImageSets, # its images
                  )->dict: # JSON values
     "What a teacher must have in common with a configuration to be used by it."
-    data = {k: v for k, v in cfg['dataset'].items() if k not in ('download', 'root_dir')}      # wherever it lies
+    train, held_out = sets.train, cfg['trainer']['eval_dataset'] == 'val'
+    data = {k: v for k, v in cfg['dataset'].items() if k not in ('download', 'root_dir', 'memory_limit')}      # wherever it lies
     if not data['shuffle_train_targets']['enabled']: data['shuffle_train_targets'] = None
-    pixels, labels = sets.train.images.contiguous().numpy(), sets.train.targets.numpy()
-    return dict(network=network_options(cfg, 'teacher'), classes=sets.train.num_classes, dataset=data, images=zlib.crc32(labels, zlib.crc32(pixels)), held_out=cfg['trainer']['eval_dataset'] == 'val',
+    if data['name'] == 'cifar100_svhn' and data['subsample']['ratio'] == 1 and not data['shuffle_train_targets'] and not held_out:
+        train, data = train.labelled, {**{k: v for k, v in data.items() if k not in ('num_svhn_data', 'seed')}, 'name': 'cifar100'}   # a teacher of CIFAR-100
+    return dict(network=network_options(cfg, 'teacher'), classes=sets.train.num_classes, dataset=data, images=train.fingerprint(), held_out=held_out,
                 normalization=cfg['augmentation']['normalization'])
 
 # %% ../nbs/42_experiment.ipynb #51258413
@@ -305,24 +340,25 @@ def _fit(learn, n_epoch, title, table, seed):
     set_seed(seed)
     with learn.no_logging(): learn.fit(n_epoch)
 
-# %% ../nbs/42_experiment.ipynb #15fd21cc
-def teacher_loaders(cfg, parts, sets, augment, device, seed):
+# %% ../nbs/42_experiment.ipynb #af420b54
+def teacher_loaders(cfg, parts, sets, device, seed):
     "Training batches of a teacher and the evaluation batches, as `dataloader` and `dataset.subsample.split` describe them."
     bs, drop_last = _training(cfg, 'teacher')['batch_size'], cfg['dataloader']['drop_last']
-    part = ImageSets(parts[cfg['dataset']['subsample']['split']], sets.test, sets.statistics)
-    dls = image_dls(part, bs, augment, cfg['augmentation']['normalization'], seed=seed, device=device, drop_last=drop_last)
+    part = ImageSets(parts[cfg['dataset']['subsample']['split']].labelled, sets.test, sets.statistics)
+    dls = image_dls(part, bs, image_augmentation(cfg), cfg['augmentation']['normalization'], seed=seed, device=device, drop_last=drop_last,
+                    num_workers=cfg['dataloader']['num_workers'])
     dls.train.shuffle = cfg['dataloader']['shuffle']
     if not len(dls.train): raise ConfigError(f"dataloader.drop_last=True: no batch is left of {len(part.train)} images with dataloader.batch_size={bs}")
     return dls
 
-# %% ../nbs/42_experiment.ipynb #482760ba
-def train_teacher(cfg, run, number, parts, sets, augment, device):
+# %% ../nbs/42_experiment.ipynb #05f276bb
+def train_teacher(cfg, run, number, parts, sets, device):
     "Train and save teacher `number`; returns the network."
     how, seed, facts = _training(cfg, 'teacher'), derive_seed(cfg['seed'], 'teacher', number), teacher_facts(cfg, sets)
     net = build_network(cfg, 'teacher', sets, seed)
     run.save(f'teacher_init_{number}', net, facts=facts, epochs=0)
     table = FidelityTable(cfg['trainer']['eval_period'], partial(run.log, f'teacher_{number}_train_metrics'))
-    learn = teacher_learner(teacher_loaders(cfg, parts, sets, augment, device, seed), net, metrics=[], cbs=table, **_recipe(how, cfg))
+    learn = teacher_learner(teacher_loaders(cfg, parts, sets, device, seed), net, metrics=[], cbs=table, **_recipe(how, cfg))
     _fit(learn, how['num_epochs'], f'teacher {number}', table, seed)
     run.save(f'teacher_{number}', net, facts=facts, spec=network_spec(cfg, 'teacher', sets), training=how, seed=seed, epochs=how['num_epochs'], test_acc=table.rows[-1].get('test_acc'))
     return net
@@ -360,8 +396,8 @@ def load_teachers(cfg:dict, # settings
     chosen = choose_teachers(found, cfg['trial_id'], cfg['teacher']['num_components'], cfg['teacher']['independent'])
     return [[load(o) for o in group] for group in chosen]
 
-# %% ../nbs/42_experiment.ipynb #26b37b6c
-def complete_teachers(cfg, run, ready, parts, sets, augment, device):
+# %% ../nbs/42_experiment.ipynb #e0374702
+def complete_teachers(cfg, run, ready, parts, sets, device):
     "Train what `load_teachers` did not find; returns the ensembles. Which networks they are goes to the run's state."
     used = {info.get('seed') for group in ready for _, info in group}
     numbers = (i for i in count() if derive_seed(cfg['seed'], 'teacher', i) not in used)
@@ -370,7 +406,7 @@ def complete_teachers(cfg, run, ready, parts, sets, augment, device):
         members = [(net.to(device), info['path']) for net, info in group]
         while len(members) < cfg['teacher']['num_components']:
             i = next(numbers)
-            members.append((train_teacher(cfg, run, i, parts, sets, augment, device), str(run.path/f'teacher_{i}.safetensors')))
+            members.append((train_teacher(cfg, run, i, parts, sets, device), str(run.path/f'teacher_{i}.safetensors')))
         ensembles.append(members)
     run.set_state('running', teachers=[[path for _, path in members] for members in ensembles])
     return [ClassifierEnsemble(*(net for net, _ in members)).eval() for members in ensembles]
@@ -383,7 +419,7 @@ def build_loss(cfg:dict): # settings
         options['generator'] = torch.Generator().manual_seed(derive_seed(cfg['seed'], 'loss'))
     with blame('loss'): return LOSSES[cfg['loss']['name']](**options)
 
-# %% ../nbs/42_experiment.ipynb #8e80b5a8
+# %% ../nbs/42_experiment.ipynb #c9d2f66e
 def find_generator(cfg:dict): # settings
     "The newest generator of this trial's run, or None where nobody has trained one."
     d = cfg['density_model']
@@ -396,7 +432,7 @@ def find_generator(cfg:dict): # settings
 def build_generator(cfg, sets, device, say=print):
     "The generator of synthetic images, on its device and in evaluation mode, and where it comes from."
     if not cfg['distill_loader']['synth_ratio']: return None, None
-    c, h = sets.train.images.shape[1:3]
+    c, h, _ = sets.train.shape
     if h != 32: raise ConfigError(f"distill_loader.synth_ratio={cfg['distill_loader']['synth_ratio']}: generators make 32x32 images, dataset {cfg['dataset']['name']} has {h}x{h}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(cfg['seed'], 'generator'))
@@ -412,31 +448,32 @@ class _Seeded:
     def __init__(self, net, seed, device): self.net, self.rng = net, torch.Generator(device).manual_seed(seed)
     def sample(self, n): return self.net.sample(n, generator=self.rng)
 
-# %% ../nbs/42_experiment.ipynb #57696527
-def distill_loader(cfg, parts, sets, augment, device, seed, generator=None):
+# %% ../nbs/42_experiment.ipynb #1c5064c8
+def distill_loader(cfg, parts, sets, device, seed, generator=None):
     "Training batches of a student, as `distill_loader` describes them."
-    d, norm = cfg['distill_loader'], normalizer(cfg['augmentation']['normalization'], sets.statistics)
-    loaders = [ImageLoader(parts[s], shuffle=cfg['dataloader']['shuffle'], augment=augment, norm=norm, seed=derive_seed(seed, 'split', s), device=device)
-               for s in d['splits']]
+    d, norm, augment = cfg['distill_loader'], normalizer(cfg['augmentation']['normalization'], sets.statistics), image_augmentation(cfg, student=True)
+    shown = student_parts(cfg, parts)
+    loaders = [ImageLoader(parts[s], shuffle=cfg['dataloader']['shuffle'], augment=augment, norm=norm, seed=derive_seed(seed, 'split', s), device=device,
+                           num_workers=cfg['dataloader']['num_workers']) for s in shown]
     if generator is not None: generator = _Seeded(generator, derive_seed(seed, 'synthetic'), device)
     bs = cfg['dataloader']['batch_size']
     with blame('distill_loader'):
-        loader = DistillLoader(loaders, bs, d['temp'], d['mixup_alpha'], d['mixup_portion'], d['synth_ratio'], generator, d['drop_last'], seed)
+        loader = DistillLoader(loaders, bs, student_temps(cfg), d['mixup_alpha'], d['mixup_portion'], d['synth_ratio'], generator, d['drop_last'], seed, d['noise'])
     if not len(loader): raise ConfigError(f"distill_loader.drop_last=True: no batch is left of {loader.n} images with dataloader.batch_size={bs}")
     return loader
 
-# %% ../nbs/42_experiment.ipynb #cf66df2d
+# %% ../nbs/42_experiment.ipynb #9035c299
 def evaluation_loader(cfg, sets, device):
     "The evaluation images, in order and without augmentation."
-    return ImageLoader(sets.test, 512, norm=normalizer(cfg['augmentation']['normalization'], sets.statistics), device=device)
+    return ImageLoader(sets.test, 512, norm=normalizer(cfg['augmentation']['normalization'], sets.statistics), device=device, num_workers=cfg['dataloader']['num_workers'])
 
-# %% ../nbs/42_experiment.ipynb #c0492fa4
-def train_student(cfg, run, name, teacher, parts, sets, augment, device, generator=None):
+# %% ../nbs/42_experiment.ipynb #3dd9e11a
+def train_student(cfg, run, name, teacher, parts, sets, device, generator=None):
     "Distil `teacher` into a fresh student called `name`; returns the network."
     how, seed, loss = _training(cfg, 'student'), derive_seed(cfg['seed'], name), build_loss(cfg)
     net = build_network(cfg, 'classifier', sets, seed)
     run.save(f'{name}_init', net, epochs=0)
-    dls = DataLoaders(distill_loader(cfg, parts, sets, augment, device, seed, generator), evaluation_loader(cfg, sets, device), device=device)
+    dls = DataLoaders(distill_loader(cfg, parts, sets, device, seed, generator), evaluation_loader(cfg, sets, device), device=device)
     table = FidelityTable(cfg['trainer']['eval_period'], partial(run.log, f'{name}_train_metrics'))
     temp = dls.train.temps[0]
     with blame('loss'): learn = student_learner(dls, net, teacher, loss, cfg['loss']['alpha'], temp,
@@ -479,37 +516,38 @@ def run_folder(cfg:dict): # settings
         except FileExistsError: continue
         return path
 
-# %% ../nbs/42_experiment.ipynb #730cbd25
-def check_buildable(cfg, parts, sets, augment):
+# %% ../nbs/42_experiment.ipynb #8c655be6
+def check_buildable(cfg, parts, sets):
     "Build everything once, on the CPU and without training, so that what is impossible shows now."
     build_loss(cfg)
     for who in ('classifier', 'teacher'): build_network(cfg, who, sets, 0)
-    teacher_loaders(cfg, parts, sets, augment, 'cpu', 0)
-    if cfg['trainer']['distill_teacher']: distill_loader(cfg, parts, sets, augment, 'cpu', 0, build_generator(cfg, sets, 'cpu', say=lambda s: None)[0])
+    teacher_loaders(cfg, parts, sets, 'cpu', 0)
+    if cfg['trainer']['distill_teacher']: distill_loader(cfg, parts, sets, 'cpu', 0, build_generator(cfg, sets, 'cpu', say=lambda s: None)[0])
 
-# %% ../nbs/42_experiment.ipynb #87499378
+# %% ../nbs/42_experiment.ipynb #043d1dd0
 def image_classification(cfg:dict, # settings, as composed from `gnosis_nb/config/image_classification.yaml`
                          say=print, # where sentences for the user go
                         )->Run:
     "Train or load teachers, distil a student, measure it. Raises `ConfigError`, `DataNotFound`; a failed run is recorded as failed."
     check_settings(cfg); check_combinations(cfg)
-    device, augment = pick_device(cfg['device']), image_augmentation(cfg)
+    device = pick_device(cfg['device'])
+    image_augmentation(cfg, student=True)
     set_seed(cfg['seed'])
     parts, sets = load_data(cfg)
-    check_buildable(cfg, parts, sets, augment)
+    check_buildable(cfg, parts, sets)
     ready = load_teachers(cfg, sets, say)
-    folder, seen = run_folder(cfg), cfg['distill_loader']['splits'] if cfg['trainer']['distill_teacher'] else []
+    folder, seen = run_folder(cfg), student_parts(cfg, parts) if cfg['trainer']['distill_teacher'] else []
     with Run(folder, {**cfg, 'job_name': folder.parent.name}) as run:
-        n_teacher, n_student = len(parts[cfg['dataset']['subsample']['split']]), sum(len(parts[i]) for i in seen)
+        n_teacher, n_student = len(parts[cfg['dataset']['subsample']['split']].labelled), sum(len(parts[i]) for i in seen)
         say(f"run: {run.path} on {device}: {n_teacher} training images" + (f", {n_student} for the student" if n_student not in (0, n_teacher) else '')
             + f", {len(sets.test)} for evaluation, {sets.train.num_classes} classes")
         run.set_state('running', device=str(device))
-        teachers = complete_teachers(cfg, run, ready, parts, sets, augment, device)
+        teachers = complete_teachers(cfg, run, ready, parts, sets, device)
         dl = evaluation_loader(cfg, sets, device)
         if cfg['trainer']['distill_teacher']:
             generator, origin = build_generator(cfg, sets, device, say)
             run.set_state('running', generator=origin)
-            student, *other = (train_student(cfg, run, name, t, parts, sets, augment, device, generator) for name, t in zip(('student', 'independent_student'), teachers))
+            student, *other = (train_student(cfg, run, name, t, parts, sets, device, generator) for name, t in zip(('student', 'independent_student'), teachers))
             report = fidelity_report(student, teachers[0], dl, *other)
         else: report = fidelity_report(teachers[0], teachers[0], dl).drop('student')
         finish(run, report, say)

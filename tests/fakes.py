@@ -1,7 +1,13 @@
 "Small fakes of data sets, in the official layouts."
-import hashlib,pickle,struct
+import hashlib,io,pickle,struct,tarfile
 
 import numpy as np
+import scipy.io
+from PIL import Image
+from torchvision import datasets
+
+
+def md5(file): return hashlib.md5(file.read_bytes()).hexdigest()
 
 
 def fake_cifar(folder, monkeypatch, cls, n=6):
@@ -12,7 +18,7 @@ def fake_cifar(folder, monkeypatch, cls, n=6):
     pixels = {}
     def write(name, obj):
         (base/name).write_bytes(pickle.dumps(obj))
-        return hashlib.md5((base/name).read_bytes()).hexdigest()
+        return md5(base/name)
     def batches(names):
         out = []
         for name, _ in names:
@@ -21,18 +27,100 @@ def fake_cifar(folder, monkeypatch, cls, n=6):
         return out
     monkeypatch.setattr(cls, 'train_list', batches(cls.train_list))
     monkeypatch.setattr(cls, 'test_list', batches(cls.test_list))
-    md5 = write(cls.meta['filename'], {cls.meta['key']: [f'c{i}' for i in range(num_classes)]})
-    monkeypatch.setattr(cls, 'meta', {**cls.meta, 'md5': md5})
+    meta_md5 = write(cls.meta['filename'], {cls.meta['key']: [f'c{i}' for i in range(num_classes)]})
+    monkeypatch.setattr(cls, 'meta', {**cls.meta, 'md5': meta_md5})
     return pixels
 
 
-def fake_mnist(raw, n=60):
+def write_idx(file, x): file.write_bytes(struct.pack(f'>{1 + x.ndim}I', 0x800 + x.ndim, *x.shape) + x.tobytes())
+
+
+def fake_mnist(raw, n=60, parts=('train', 't10k'), prefix=''):
     "`n` training and `n` test images in MNIST's layout."
     raw.mkdir(parents=True)
     rng, images = np.random.default_rng(0), {}
-    for part in ('train', 't10k'):
-        x, y = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8), (np.arange(n) % 10).astype(np.uint8)
-        (raw/f'{part}-images-idx3-ubyte').write_bytes(struct.pack('>IIII', 0x803, n, 28, 28) + x.tobytes())
-        (raw/f'{part}-labels-idx1-ubyte').write_bytes(struct.pack('>II', 0x801, n) + y.tobytes())
-        images[part] = x
+    for part in parts:
+        images[part] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        write_idx(raw/f'{prefix}{part}-images-idx3-ubyte', images[part])
+        write_idx(raw/f'{prefix}{part}-labels-idx1-ubyte', (np.arange(n) % 10).astype(np.uint8))
     return images
+
+
+def fake_emnist(raw, n=40, split='byclass'): return fake_mnist(raw, n, ('train', 'test'), f'emnist-{split}-')
+
+
+def fake_svhn(folder, monkeypatch, n=20):
+    "`n` images a split in SVHN's layout, [32, 32, 3, n] and labels 1 to 10; torchvision is told their checksums."
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, pixels, splits = np.random.default_rng(1), {}, dict(datasets.SVHN.split_list)
+    for split in ('train', 'test'):
+        url, name, _ = splits[split]
+        pixels[split] = rng.integers(0, 256, (32, 32, 3, n), dtype=np.uint8)
+        scipy.io.savemat(folder/name, dict(X=pixels[split], y=(np.arange(n) % 10 + 1).astype(np.uint8)[:, None]))
+        splits[split] = [url, name, md5(folder/name)]
+    monkeypatch.setattr(datasets.SVHN, 'split_list', splits)
+    return pixels
+
+
+def fake_cifar102(folder, n=20, **changed):
+    "`n` images in CIFAR-10.2's layout, names as pickled objects included."
+    folder.mkdir(parents=True, exist_ok=True)
+    x, y = np.random.default_rng(2).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), np.arange(n) % 10
+    np.savez(folder/'cifar102_train.npz', **{**dict(images=x, labels=y, label_names=np.array(['plane', 'car', None], object)), **changed})
+    return x, y
+
+
+def save_jpeg(file, colour, size=(64, 64), mode='RGB'):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', size, colour).convert(mode).save(file)
+
+
+def fake_tiny_imagenet(folder, wnids=('n03', 'n01', 'n02'), n=2):
+    "`n` training and `n` validation images a class in Tiny ImageNet's layout; the class can be told from the red value, 40·(k+1). Some are grey."
+    folder.mkdir(parents=True)
+    (folder/'wnids.txt').write_text('\n'.join(wnids))
+    (folder/'words.txt').write_text('n01\tcrane\nn02\tgoldfish, Carassius auratus\nn03\tcrane, derrick\nn99\tentity\n')
+    rows = []
+    for k, w in enumerate(sorted(wnids)):
+        for i in range(n):
+            save_jpeg(folder/'train'/w/'images'/f'{w}_{i}.JPEG', (40*(k+1),)*3, mode='L' if i == 0 else 'RGB')
+            name = f'val_{i*len(wnids) + k}.JPEG'  # official order is not by class
+            save_jpeg(folder/'val'/'images'/name, (40*(k+1),)*3)
+            rows.append(f'{name}\t{w}\t0\t0\t63\t63\n')
+        (folder/'train'/w/f'{w}_boxes.txt').write_text('')
+    (folder/'val'/'val_annotations.txt').write_text(''.join(rows[::-1]))
+    (folder/'test'/'images').mkdir(parents=True)
+    return dict(classes=len(wnids), train=n*len(wnids), val=n*len(wnids))
+
+
+def _jpeg(colour):
+    out = io.BytesIO()
+    Image.new('RGB', (300, 260), colour).save(out, 'JPEG')
+    return out.getvalue()
+
+def _add(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+def fake_imagenet_archives(root, monkeypatch, n=2):
+    "The three archives of ImageNet with two classes of `n` training images and a validation image each; torchvision is told their checksums."
+    root.mkdir(parents=True)
+    classes = {'n02': 'gold disc', 'n01': 'red disc, dot'}
+    fields = [(f, object) for f in ('ILSVRC2012_ID', 'WNID', 'words', 'gloss', 'num_children')]
+    synsets = np.array([(i+1, w, names, '', 0) for i, (w, names) in enumerate(classes.items())] + [(3, 'n00', 'disc', '', 2)], fields)
+    mat = io.BytesIO()
+    scipy.io.savemat(mat, dict(synsets=synsets))
+    names = {k: f for k, (f, _) in datasets.imagenet.ARCHIVE_META.items()}
+    with tarfile.open(root/names['devkit'], 'w:gz') as t:
+        _add(t, 'ILSVRC2012_devkit_t12/data/meta.mat', mat.getvalue())
+        _add(t, 'ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt', b'2\n1\n')  # n01, n02
+    with tarfile.open(root/names['train'], 'w') as t:
+        for k, w in enumerate(classes):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode='w') as c:
+                for i in range(n): _add(c, f'{w}_{i}.JPEG', _jpeg((100*k + 50,)*3))
+            _add(t, f'{w}.tar', inner.getvalue())
+    with tarfile.open(root/names['val'], 'w') as t:
+        for i, v in enumerate((150, 50)): _add(t, f'ILSVRC2012_val_{i+1:08}.JPEG', _jpeg((v,)*3))
+    monkeypatch.setattr(datasets.imagenet, 'ARCHIVE_META', {k: (f, md5(root/f)) for k, f in names.items()})

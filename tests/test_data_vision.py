@@ -1,5 +1,5 @@
 "data.vision against real data where it is at hand, and against small fakes in the official layouts."
-import os,random,subprocess,sys
+import os,pickle,random,shutil,subprocess,sys,zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision import datasets
 
 import gnosis_nb.data.vision as vision
-from gnosis_nb.data.vision import (STATISTICS, DataNotFound, ImageData, cifar10, cifar100, digits, hold_out, image_folder,
-    image_statistics, load_vision, mnist, normalizer, shuffle_targets, split_dataset, stratified_subset)
+from gnosis_nb.data.vision import (STATISTICS, DataNotFound, ImageData, ImageFiles, cifar10, cifar100, digits, hold_out, image_folder,
+    image_statistics, mnist, normalizer, sample_statistics, shuffle_targets, split_dataset, stratified_subset)
 from fakes import fake_cifar, fake_mnist
 
 HERE = Path(__file__).parent
@@ -71,6 +71,23 @@ def test_stratified_subset_keeps_shares(n):
     assert (y[picked].bincount(minlength=10) - y.bincount(minlength=10)*n/1000).abs().max() < 1
 
 
+def test_unlabelled_rows_stay_unlabelled():
+    y = torch.tensor([-100]*30 + [0]*40 + [1]*30)
+    shuffled = shuffle_targets(y, 1., 3)
+    assert (shuffled[:30] == -100).all() and shuffled[30:].bincount().tolist() == [40, 30] and not torch.equal(shuffled, y)
+    assert y[stratified_subset(y, 10)].unique(return_counts=True)[1].tolist() == [3, 4, 3]
+    data = ImageData(torch.zeros(100, 1, 1, 1, dtype=torch.uint8), y, ['a', 'b'])
+    assert len(data.labelled) == 70 and data.labelled.targets.min() == 0
+    with pytest.raises(ValueError, match=r'targets range over \[-1, 1\]'): ImageData(data.images, y.where(y != -100, -1), ['a', 'b'])
+
+
+def test_fingerprint_is_that_of_pixels_then_labels():
+    data = digits(size=8).train
+    assert data.fingerprint() == zlib.crc32(data.targets.numpy(), zlib.crc32(data.images.numpy()))
+    turned = ImageData(data.images.transpose(2, 3), data.targets, data.classes)  # not contiguous
+    assert turned.fingerprint() == ImageData(turned.images.contiguous(), data.targets, data.classes).fingerprint() != data.fingerprint()
+
+
 # Fakes in the official layouts
 
 @pytest.mark.parametrize('source,cls,first,count', [(cifar10, datasets.CIFAR10, 'data_batch_1', 30), (cifar100, datasets.CIFAR100, 'train', 6)])
@@ -99,14 +116,6 @@ def test_mnist_layouts(tmp_path, raw, root):
     few = mnist(tmp_path/root, num_data=20)
     assert few.train.targets.bincount().tolist() == [2]*10 and len(few.test) == 60
     assert not torch.equal(few.train.images, mnist(tmp_path/root, num_data=20, seed=1).train.images)
-
-
-def test_default_root_is_data_datasets_name(tmp_path, monkeypatch):
-    fake_mnist(tmp_path/'elsewhere'/'MNIST'/'raw')
-    (tmp_path/'data'/'datasets').mkdir(parents=True)
-    (tmp_path/'data'/'datasets'/'mnist').symlink_to(tmp_path/'elsewhere')
-    monkeypatch.chdir(tmp_path)
-    assert len(load_vision('mnist', num_data=None).train) == 60
 
 
 def test_damaged_mnist(tmp_path):
@@ -217,6 +226,74 @@ def test_incomplete_folders(tmp_path):
     with pytest.raises(DataNotFound, match='looked for train and test'): image_folder(tmp_path)
     for s in ('train', 'val'): (tmp_path/s).mkdir()
     with pytest.raises(DataNotFound, match='train holds no images'): image_folder(tmp_path)
+
+
+# Images that stay on disk
+
+def test_streamed_folder_gives_the_pixels_that_memory_has(folder):
+    ours, theirs = image_folder(folder, size=4, memory_limit=0), image_folder(folder, size=4)
+    for a, b in ((ours.train, theirs.train), (ours.test, theirs.test)):
+        assert isinstance(a, ImageFiles) and (a.shape, a.classes, a.vocab, a.name, a.num_classes, len(a)) == (b.shape, b.classes, b.vocab, b.name, 3, 150)
+        assert torch.equal(torch.stack([a.read(i) for i in range(150)]), b.images) and torch.equal(a.head(7), b.head(7))
+        assert torch.equal(a.targets, b.targets) and a.head(1).dtype == torch.uint8
+    assert ours.statistics == theirs.statistics
+    for a, b in zip(hold_out(ours.train, .2, 3), hold_out(theirs.train, .2, 3)):
+        assert a.name == b.name and torch.equal(a.head(200), b.images) and torch.equal(a.targets, b.targets)
+    mask = ours.train.targets == 1
+    assert torch.equal(ours.train.subset(mask).head(50), theirs.train.subset(mask).images)
+    assert len(ours.train.new_empty()) == len(ours.train.new_empty().head(3)) == 0
+    assert len(pickle.loads(pickle.dumps(ours.train)).files) == 150
+
+
+def test_memory_limit_is_in_gigabytes_of_both_splits(folder):
+    exact = 300*3*8*6/1e9
+    assert isinstance(image_folder(folder, memory_limit=exact).train, ImageData)
+    with pytest.raises(ValueError, match='train/cat/00.png has 8×6 pixels .* not a square: pass size='): image_folder(folder, memory_limit=exact*.999)
+    assert isinstance(image_folder(folder, size=6, memory_limit=exact).train, ImageData)  # smaller, once scaled
+    for bad in (-1, float('nan')):
+        with pytest.raises(ValueError, match='memory_limit is'): image_folder(folder, memory_limit=bad)
+
+
+def test_streaming_needs_one_size(folder):
+    for f in folder.glob('*/*/*.png'): Image.open(f).resize((6, 6)).save(f)
+    sets = image_folder(folder, memory_limit=0)
+    assert sets.train.shape == (3, 6, 6) and torch.equal(sets.train.head(3), image_folder(folder).train.images[:3])
+    Image.new('RGB', (7, 6)).save(folder/'test'/'dog'/'11.png')
+    with pytest.raises(ValueError, match='test/dog/11.png has 6×7 pixels, others have 6×6'): image_folder(folder, memory_limit=0)
+    (folder/'test'/'dog'/'11.png').write_bytes(b'GIF?')
+    with pytest.raises(ValueError, match='cannot decode image .*test/dog/11.png'): image_folder(folder, memory_limit=0)
+    with pytest.raises(ValueError, match='cannot decode image .*test/dog/11.png'): image_folder(folder, size=6, memory_limit=0).test.read(61)
+
+
+def test_scaling_then_cutting(tmp_path):
+    Image.fromarray(np.tile(np.arange(0, 240, 2, np.uint8)[None, :, None], (60, 1, 3))).save(tmp_path/'ramp.png')  # 120 × 60, rising to the right
+    data = ImageFiles([tmp_path/'ramp.png'], torch.tensor([-100]), ['a'], size=20, resize=30)
+    middle = data.read(0).float().mean((0, 1))
+    assert abs(middle.mean() - 119) < 1.5 and abs(middle[-1] - middle[0] - 19*4) < 4  # at half the scale, 20 columns span 40 of the 120
+    assert data.read(0, lambda im: torch.full((3, 20, 20), im.width, dtype=torch.uint8)).unique().tolist() == [120]
+    fig = data.show()
+    assert fig.axes[0].get_title() == ''
+    with pytest.raises(ValueError, match='resize is 10: expected at least size, which is 20'): ImageFiles([], torch.zeros(0, dtype=torch.long), [], 20, 10)
+    with pytest.raises(ValueError, match='targets has 1 labels for 2 images'): ImageFiles(['a', 'b'], torch.tensor([0]), ['a'], 20)
+
+
+def test_fingerprint_of_files(folder, tmp_path_factory):
+    first = image_folder(folder, size=4, memory_limit=0).train
+    elsewhere = tmp_path_factory.mktemp('copy')/'x'
+    shutil.copytree(folder, elsewhere)
+    assert image_folder(elsewhere, size=4, memory_limit=0).train.fingerprint() == first.fingerprint()
+    relabelled = ImageFiles(first.files, first.targets.flip(0), first.classes, 4)
+    assert len({first.fingerprint(), relabelled.fingerprint(), first.subset(range(149)).fingerprint(), first.subset([*range(1, 150), 0]).fingerprint()}) == 4
+    before = first.fingerprint()
+    Image.new('RGB', (6, 8)).save(folder/'train'/'dog'/'11.png')
+    assert first.fingerprint() != before
+
+
+def test_statistics_of_a_sample(folder):
+    data = image_folder(folder, size=4, memory_limit=0).train
+    some = sample_statistics(data, 20)
+    assert some == sample_statistics(data, 20) != sample_statistics(data, 20, seed=1)
+    assert np.abs(np.subtract(some['mean'], sample_statistics(data)['mean'])).max() < .05
 
 
 def test_progress_is_reported_at_most_once_a_second(monkeypatch, capsys):

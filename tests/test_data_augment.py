@@ -97,7 +97,7 @@ def test_crop_offsets_are_uniform():
 
 
 def test_a_window_is_its_steps_one_after_the_other(photos):
-    steps = [A.random_flip(dim=-2), A.random_crop(3), A.random_flip(), A.random_crop(5, size=(9, 20)), A.random_crop(2)]
+    steps = [A.random_flip(dim=-2), A.random_flip(), A.random_crop(3), A.random_flip(), A.random_crop(0, size=(9, 13)), A.random_flip(dim=-2), A.random_flip()]
     window, x, g = sum(steps, A.Window()), photos, seeded(3)
     for step in steps: x = step(x, g)
     for images in (photos, photos.to(memory_format=torch.channels_last), photos.repeat(1, 1, 1, 2)[..., :16]):
@@ -108,8 +108,8 @@ def test_a_window_is_its_steps_one_after_the_other(photos):
 
 def test_second_crop_pads_the_result_of_the_first():
     x = torch.full((64, 1, 6, 6), 9, dtype=torch.uint8)
-    twice = A.random_crop(0, size=2) + A.random_crop(1, size=4)              # the image goes on around the first crop, but is not to be seen again
-    assert (twice(x, seeded())[:, 0] == 9).sum((1, 2)).eq(4).all()
+    twice = A.Augmentation([A.random_crop(0, size=2), A.random_crop(1, size=4)])   # the image goes on around the first crop, but is not to be seen again
+    assert len(twice.rest) == 1 and (twice(x, seeded())[:, 0] == 9).sum((1, 2)).eq(4).all()
 
 
 @pytest.mark.parametrize('name', A.AUGMENTATIONS)
@@ -134,6 +134,6 @@ def test_with_p_an_image_goes_through_all_or_nothing(photos):
     (lambda: A.random_flip(2), 'p=2'), (lambda: A.random_rotation((3, 1)), r'degrees=\(3, 1\)'), (lambda: A.random_rotation(interpolation='cubic'), "interpolation='cubic'"),
     (lambda: A.random_perspective(-.1), 'distortion_scale=-0.1'), (lambda: A.random_grayscale(-1), 'p=-1'), (lambda: A.color_jitter(hue=.7), 'hue=0.7'),
     (lambda: A.color_jitter(brightness=-1), 'brightness=-1'), (lambda: A.random_gaussian_blur(2), 'kernel_size=2'), (lambda: A.random_gaussian_blur(3, (0, 1)), r'sigma=\(0, 1\)'),
-    (lambda: A.random_crop(1, fill=0) + A.random_crop(1, fill=9), r'fill=\[0, 9\]'), (lambda: A.augmentation(['flop']), "'flop' is unknown"), (lambda: A.augmentation(p=3), 'p=3')])
+    (lambda: A.random_crop(1) + A.random_crop(2), 'padding=2'), (lambda: A.augmentation(['flop']), "'flop' is unknown"), (lambda: A.augmentation(p=3), 'p=3')])
 def test_errors_name_argument_and_value(make, says):
     with pytest.raises(ValueError, match=says): make()

@@ -8,78 +8,83 @@ __all__ = ['AUGMENTATIONS', 'Window', 'random_crop', 'random_flip', 'rotate', 'r
            'color_jitter', 'random_grayscale', 'gaussian_blur', 'random_gaussian_blur', 'per_image',
            'RandomResizedCrop', 'Augmentation', 'augmentation']
 
-# %% ../../nbs/21_data.augment.ipynb #16b9ae39
+# %% ../../nbs/21_data.augment.ipynb #2e2a1499
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-# %% ../../nbs/21_data.augment.ipynb #4b7ca180
+# %% ../../nbs/21_data.augment.ipynb #7b4d59a4
 @dataclass(frozen=True)
 class _Crop:
     padding:int
     size:tuple|None
     fill:int
-    def __call__(self, rows, cols, n, generator):
-        h, w = self.size or (rows.shape[1], cols.shape[1])
-        return self._cut(rows, h, n, generator), self._cut(cols, w, n, generator)
+    def __call__(self, at, n, generator):
+        h, w = self.size or (at.h, at.w)
+        at.top = at.top + at.down*self._offset(at.h, h, n, generator)
+        at.left = at.left + self._offset(at.w, w, n, generator)
+        at.h, at.w = h, w
 
-    def _cut(self, lines, size, n, generator):
-        lines = F.pad(lines, (self.padding, self.padding))                   # with 0, a line of the border
-        free = lines.shape[1] - size
-        if free < 0: raise ValueError(f"size={self.size}: expected at most the {lines.shape[1]} pixels that image and padding have")
-        start = torch.randint(0, free + 1, (n, 1), generator=generator)
-        return lines.expand(n, -1).gather(1, start + torch.arange(size))
+    def _offset(self, have, want, n, generator):
+        free = have + 2*self.padding - want
+        if free < 0: raise ValueError(f"size={self.size}: expected at most the {have + 2*self.padding} pixels that image and padding have")
+        return torch.randint(-self.padding, free - self.padding + 1, (n, 1), generator=generator)
 
 @dataclass(frozen=True)
 class _Flip:
     p:float
     dim:int
-    def __call__(self, rows, cols, n, generator):
+    def __call__(self, at, n, generator):
         chosen = torch.rand(n, 1, generator=generator) < self.p
-        mirror = lambda lines: torch.where(chosen, lines.flip(1), lines)
-        return (rows, mirror(cols)) if self.dim == -1 else (mirror(rows), cols)
+        if self.dim == -1:
+            at.left, at.mirrored = torch.where(chosen, at.width - at.w - at.left, at.left), at.mirrored ^ chosen
+        else:
+            at.top, at.down = torch.where(chosen, at.top + at.down*(at.h - 1), at.top), torch.where(chosen, -at.down, at.down)
 
-# %% ../../nbs/21_data.augment.ipynb #c3ef9907
+# %% ../../nbs/21_data.augment.ipynb #12482ac8
 class Window:
     "Crops and flips, one after the other, as a batch transform that moves each pixel once. Windows are joined by `+`."
     def __init__(self, *ops): # crops and flips
-        self.ops = ops
-        fills = sorted({o.fill for o in ops if isinstance(o, _Crop) and o.padding})
-        if len(fills) > 1: raise ValueError(f"fill={fills}: expected one value for all crops of a window")
-        self.border, self.fill = len(fills), fills[0] if fills else 0        # lines added on each side, and their grey level
+        self.ops, crops = ops, [o for o in ops if isinstance(o, _Crop)]
+        if any(o.padding for o in crops[1:]): raise ValueError(f"padding={crops[1].padding}: the window of a crop cannot be padded by another; call them one after the other")
+        self.border, self.fill = (crops[0].padding, crops[0].fill) if crops else (0, 0)     # lines added on each side, and their grey level
+        self.copies = 1 + any(isinstance(o, _Flip) and o.dim == -1 for o in ops)            # 2: mirror images, too
 
     def __add__(self, other): return Window(*self.ops, *other.ops)
     def __call__(self, x, generator): return self.gather(self.pad(x), torch.arange(len(x), device=x.device), generator)
 
-    def grid(self, n, h, w, generator):
-        "Where `n` images of size h × w are cut: rows [n, h'] and columns [n, w'] of what `pad` gives, on the CPU."
-        rows, cols = (torch.arange(self.border, self.border + o)[None] for o in (h, w))
-        for op in self.ops: rows, cols = op(rows, cols, n, generator)
-        return rows.expand(n, -1), cols.expand(n, -1)
-
     def pad(self, x): # uint8 [N, C, H, W]
-        "Images ready to be cut: contiguous, uint8 [N, H + 2·border, W + 2·border, C]."
+        "Images ready to be cut: contiguous, uint8 [copies, N, H + 2·border, W + 2·border, C]."
         b, (n, c, h, w) = self.border, x.shape
-        res = x.new_full((n, h + 2*b, w + 2*b, c), self.fill)
-        res[:, b:b+h, b:b+w] = x.permute(0, 2, 3, 1)
+        res = x.new_full((self.copies, n, h + 2*b, w + 2*b, c), self.fill)
+        res[0, :, b:b+h, b:b+w] = x.permute(0, 2, 3, 1)
+        if self.copies > 1: res[1] = res[0].flip(2)
         return res
 
-    def gather(self, padded, index, generator): # from `pad`; rows of it [n], int64, on its device
+    def runs(self, n, shape, generator): # number of images; shape of what `pad` gives
+        "The first pixel of every row of `n` images, [n, h'], on the CPU and counted from the first pixel of the unmirrored image; height and width h', w'."
+        _, total, height, width, _ = shape
+        at = SimpleNamespace(top=self.border, down=1, left=self.border, mirrored=False, h=height - 2*self.border, w=width - 2*self.border, width=width)
+        for op in self.ops: op(at, n, generator)
+        first = (at.top + at.down*torch.arange(at.h))*width + (at.left + at.mirrored*(total*height*width))
+        return first.expand(n, -1), at.h, at.w
+
+    def gather(self, padded, index, generator): # from `pad`; numbers of images [n], int64, on its device
         "Cut images `index` out: uint8 [n, C, h', w'], in channels_last order."
-        total, h, w, c = padded.shape
-        if not self.ops: return padded.index_select(0, index).permute(0, 3, 1, 2)
-        kind = torch.int32 if total*h*w < 2**31 else torch.int64             # half the memory to move, where that is enough
-        grid = self.grid(len(index), h - 2*self.border, w - 2*self.border, generator)
-        rows, cols = (o.to(padded.device, kind, non_blocking=True) for o in grid)
-        pixels = ((index*h).to(kind)[:, None] + rows).mul_(w)[:, :, None] + cols[:, None, :]
-        return padded.view(-1, c).index_select(0, pixels.view(-1)).view(*pixels.shape, c).permute(0, 3, 1, 2)
+        if not self.ops: return padded[0].index_select(0, index).permute(0, 3, 1, 2)
+        _, _, height, width, c = padded.shape
+        first, h, w = self.runs(len(index), padded.shape, generator)
+        if not len(index): return padded.new_empty(0, c, h, w)
+        first = index[:, None]*(height*width) + first.to(padded.device, non_blocking=True)
+        every = padded.view(-1).as_strided((padded.numel()//c - w + 1, w*c), (c, 1))     # every run of w pixels there is
+        return every.index_select(0, first.view(-1)).view(len(index), h, w, c).permute(0, 3, 1, 2)
 
 # %% ../../nbs/21_data.augment.ipynb #ed6eda3c
 def _check_share(name, value):
@@ -359,7 +364,11 @@ def _flip(dim): return lambda p=.5: random_flip(p, dim)
 AUGMENTATIONS = dict(crop=random_crop, horizontal_flip=_flip(-1), vertical_flip=_flip(-2), rotation=random_rotation, perspective=random_perspective,
                      grayscale=random_grayscale, colorjitter=color_jitter, gaussian_blur=random_gaussian_blur, random_resized_crop=RandomResizedCrop)
 
-# %% ../../nbs/21_data.augment.ipynb #791dfc48
+# %% ../../nbs/21_data.augment.ipynb #8f9e9fa7
+def _joins(a, b):
+    "Can these two steps be one window?"
+    return isinstance(a, Window) and isinstance(b, Window) and not (b.border and any(isinstance(o, _Crop) for o in a.ops))
+
 class Augmentation:
     "Steps in order as one batch transform: `window` (or None), then each of `rest`; all of them with probability `p` per image."
     def __init__(self,
@@ -367,7 +376,9 @@ class Augmentation:
         p:float=1.): # probability with which an image goes through the steps at all
         _check_share('p', p)
         self.window, self.rest, self.p = None, [], p
-        for windows, run in groupby(steps, key=lambda o: isinstance(o, Window)): self.rest += [sum(run, Window())] if windows else run
+        for o in steps:
+            if self.rest and _joins(self.rest[-1], o): self.rest[-1] = self.rest[-1] + o
+            else: self.rest.append(o)
         if p == 1 and self.rest and isinstance(self.rest[0], Window): self.window, *self.rest = self.rest
 
     def __call__(self, x, generator):

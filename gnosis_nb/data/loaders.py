@@ -164,7 +164,7 @@ def _torch_loader(self:ImageLoader, workers):
     return torch.utils.data.DataLoader(_Reader(self.dataset, self.decode), batch_sampler=_Rows(), num_workers=workers, persistent_workers=workers > 0,
                                        pin_memory=torch.device(self.device).type == 'cuda', generator=torch.Generator())   # not the global one
 
-# %% ../../nbs/21_data.loaders.ipynb #d4b46f0e
+# %% ../../nbs/21_data.loaders.ipynb #d16a2877
 def show_images(images:torch.Tensor, # [n, C, H, W], any float range
                 titles:Sequence|None=None, # one under each picture
                 ncols:int=8, # pictures in a row
@@ -177,12 +177,12 @@ def show_images(images:torch.Tensor, # [n, C, H, W], any float range
     fig, axs = plt.subplots(nrows, ncols, figsize=figsize or (1.1*ncols, (1.15 + .17*lines)*nrows), squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for i, (im, ax) in enumerate(zip(x, axs.flat)):
-        ax.imshow(im.permute(1, 2, 0).expand(-1, -1, 3) if len(im) in (1, 3) else im[0])
+        ax.imshow(im.permute(1, 2, 0).expand(-1, -1, 3) if len(im) in (1, 3) else im[0], interpolation='nearest')
         if titles is not None: ax.set_title(titles[i], fontsize=8 if lines < 3 else 6.5)
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/21_data.loaders.ipynb #5f20d126
+# %% ../../nbs/21_data.loaders.ipynb #6c4612fc
 @patch
 def _per_pixel(self:ImageLoader, x):
     c, h, w = x.shape[1:]
@@ -211,7 +211,8 @@ def show_batch(self:ImageLoader, b=None, max_n=16, **kwargs):
 def show_results(self:ImageLoader, b, out, max_n=16, **kwargs):
     "Draw a batch with each image's class and, below it, the predicted one (what `learn.show_results()` calls)."
     x, y = b[:2]
-    names = [f"{self.dataset.classes[i] if i >= 0 else '?'}\n{self.dataset.classes[int(o)]}" for i, o in zip(y[:max_n].tolist(), out)]
+    predicted = [int(o.argmax()) if o.ndim else int(o) for o in out[:max_n]]  # a plain loss function does not decode
+    names = [f"{self.dataset.classes[i] if i >= 0 else '?'}\n{self.dataset.classes[j]}" for i, j in zip(y[:max_n].tolist(), predicted)]
     return show_images(self.pixels(x[:max_n]), names, **kwargs)
 
 # %% ../../nbs/21_data.loaders.ipynb #ebbb0373

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['keep_random_state', 'ImageLoader', 'show_images', 'image_dls']
 
-# %% ../../nbs/21_data.loaders.ipynb #63d405e2
+# %% ../../nbs/21_data.loaders.ipynb #4e410b1b
+import gc
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -149,7 +150,7 @@ class _Rows:
             yield list(zip(idx.tolist(), range(seed, seed + len(idx))))
             seed += len(idx)
 
-# %% ../../nbs/21_data.loaders.ipynb #f23968df
+# %% ../../nbs/21_data.loaders.ipynb #27d24983
 @patch
 def _read(self:ImageLoader, idxs, workers):
     "Decoded batches, uint8 [batch, C, H, W], of these rows."
@@ -159,10 +160,15 @@ def _read(self:ImageLoader, idxs, workers):
     stream.batch_sampler.idxs, stream.batch_sampler.seed = idxs, seed
     return iter(stream)
 
+def _leave_to_parent(worker):
+    "Whatever was garbage when this worker was forked is the parent's to collect: iterators of other loaders would complain here."
+    gc.freeze()
+
 @patch
 def _torch_loader(self:ImageLoader, workers):
     return torch.utils.data.DataLoader(_Reader(self.dataset, self.decode), batch_sampler=_Rows(), num_workers=workers, persistent_workers=workers > 0,
-                                       pin_memory=torch.device(self.device).type == 'cuda', generator=torch.Generator())   # not the global one
+                                       pin_memory=torch.device(self.device).type == 'cuda', generator=torch.Generator(), # not the global one
+                                       worker_init_fn=_leave_to_parent)
 
 # %% ../../nbs/21_data.loaders.ipynb #d16a2877
 def show_images(images:torch.Tensor, # [n, C, H, W], any float range

@@ -94,7 +94,7 @@ def fit_images(data:ImageData|ImageFiles, # images of any size
         x = torch.cat([F.interpolate(o.float(), (h, w), mode='bilinear', antialias=True, align_corners=False).round().clamp(0, 255).byte() for o in x.split(4096)])
     return replace(data, images=x.contiguous())
 
-# %% ../../nbs/22_data.blocks.ipynb #29de876b
+# %% ../../nbs/22_data.blocks.ipynb #1a45ad49
 class DistillLoader(DataLoader):
     "Batches `(x, y, temp)` for distillation: rows of every part, noise, MixUp on the first of them, synthetic rows at the end."
     n_inp = 1                                                               # of a batch's parts, x alone goes to the network
@@ -160,10 +160,11 @@ class DistillLoader(DataLoader):
             for o, state in zip(generators, states): o.set_state(state)
 
     def new(self, dataset=None, **kwargs):
-        "A loader like this one, with some arguments changed; the images are those of its parts."
+        "A loader like this one, with some arguments changed. The images are those of its parts, or none, if `dataset` is empty: what an exported Learner keeps."
+        parts = self.parts if dataset is None or len(dataset) else [o.new(o.dataset.new_empty()) for o in self.parts]
         own = dict(bs=self.bs, temp=self.temp, mixup_alpha=self.mixup_alpha, mixup_portion=self.mixup_portion, synth_ratio=self.synth_ratio,
                    synth=self.synth, drop_last=self.drop_last, seed=self.seed, noise=self.noise)
-        return type(self)(self.parts, **{**own, **{k: v for k, v in kwargs.items() if k in own}})
+        return type(self)(parts, **{**own, **{k: v for k, v in kwargs.items() if k in own}})
 
 # %% ../../nbs/22_data.blocks.ipynb #52d38628
 @patch

@@ -33,7 +33,7 @@ from fastai.learner import Recorder
 from .data.augment import AUGMENTATIONS, augmentation
 from .data.blocks import POLICIES, DistillLoader, extra_part
 from .data.loaders import ImageLoader, image_dls
-from .data.vision import DataNotFound, ImageFiles, ImageSets, hold_out, normalizer, shuffle_targets, split_dataset
+from .data.vision import ImageSets, hold_out, normalizer, shuffle_targets, split_dataset
 from .data.zoo import VISION_SOURCES, load_vision
 from .distill import FidelityTable, PrintProgress
 from .learner import optimizer, student_learner, teacher_learner

@@ -3,7 +3,6 @@ import json
 
 import pytest
 import torch
-import yaml
 from torchvision import datasets
 
 import gnosis_nb.data.blocks as blocks
@@ -11,9 +10,7 @@ import gnosis_nb.distill as distill
 from fakes import fake_cifar, fake_svhn
 from gnosis_nb.cli import compose
 from gnosis_nb.data.blocks import POLICIES, POLICY_OPTIONS
-from gnosis_nb.data.vision import digits
-from gnosis_nb.experiment import ConfigError, image_classification, load_data
-from gnosis_nb.runs import find_runs
+from gnosis_nb.experiment import ConfigError, image_classification
 
 DIGITS = ['dataset=digits', 'dataset.size=8', 'dataloader.batch_size=128', 'trainer.num_epochs=1', 'device=cpu']
 

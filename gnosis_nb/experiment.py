@@ -6,11 +6,12 @@
 __all__ = ['SETTINGS', 'OPTIONS', 'ConfigError', 'blame', 'nearest_setting', 'check_settings', 'check_combinations',
            'derive_seed', 'set_seed', 'pick_device', 'load_data', 'load_extra', 'student_parts', 'student_temps',
            'image_augmentation', 'network_options', 'network_spec', 'build_network', 'load_network', 'teacher_facts',
-           'find_teachers', 'teacher_loaders', 'train_teacher', 'choose_teachers', 'load_teachers', 'complete_teachers',
-           'build_loss', 'find_generator', 'build_generator', 'distill_loader', 'evaluation_loader', 'train_student',
-           'plot_run', 'run_folder', 'check_buildable', 'image_classification', 'finish']
+           'find_teachers', 'teacher_loaders', 'prepare_teacher', 'choose_teachers', 'load_teachers',
+           'complete_teachers', 'build_loss', 'find_generator', 'build_generator', 'distill_loader', 'evaluation_rows',
+           'evaluation_loader', 'prepare_student', 'plot_run', 'run_folder', 'check_buildable', 'image_classification',
+           'finish']
 
-# %% ../nbs/42_experiment.ipynb #041bec8b
+# %% ../nbs/42_experiment.ipynb #ecdb97aa
 import difflib
 import math
 import random
@@ -19,7 +20,7 @@ import zlib
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -36,6 +37,7 @@ from .data.loaders import ImageLoader, image_dls
 from .data.vision import ImageSets, hold_out, normalizer, shuffle_targets, split_dataset
 from .data.zoo import VISION_SOURCES, load_vision
 from .distill import FidelityTable, PrintProgress
+from .engine import fit_together, peak_memory, pick_parallel
 from .learner import optimizer, student_learner, teacher_learner
 from .losses import LOSSES
 from .metrics import fidelity_report
@@ -55,19 +57,20 @@ def blame(key:str): # the setting that an error in the block is about
     except (ValueError, TypeError, RuntimeError) as e:
         raise ConfigError(f"{key}.{e}" if re.match(r'\w+(=| is )', str(e)) else f'{key}: {e}') from e     # 'depth=21: …' names a key already
 
-# %% ../nbs/42_experiment.ipynb #d69b5ef6
+# %% ../nbs/42_experiment.ipynb #5392aeb3
 def _kind(kind, ok=lambda v: True, text='', none=False):
     "What a setting may be: a type, a condition, and both in words."
     return kind, ok, text, none
 
-_WORD = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a word', list: 'a list', (float, list): 'a number or a list of numbers'}
+_WORD = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a word', list: 'a list', (float, list): 'a number or a list of numbers', (bool, str): 'auto, true or false', (int, str): 'auto or a number'}
 _natural, _count = partial(_kind, int, lambda v: v >= 0, ' >= 0'), partial(_kind, int, lambda v: v > 0, ' > 0')
 _positive, _not_negative = partial(_kind, float, lambda v: v > 0, ' > 0'), partial(_kind, float, lambda v: v >= 0, ' >= 0')
 _share, _flag, _text = partial(_kind, float, lambda v: 0 <= v <= 1, ' in [0, 1]'), partial(_kind, bool), partial(_kind, str)
 _seed = partial(_kind, int, lambda v: 0 <= v < 2**63, ' in [0, 2**63)')
+_switch = _kind((bool, str), lambda v: v in ('auto', True, False))
 def _one_of(*names): return _kind(str, lambda v: v in names, f": one of {', '.join(names)}")
 
-# %% ../nbs/42_experiment.ipynb #a1756cfa
+# %% ../nbs/42_experiment.ipynb #27b9a6d0
 SETTINGS = {
     'trial_id': _natural(), 'seed': _seed(), 'device': _text(), 'data_dir': _text(), 'exp_name': _text(), 'job_name': _text(none=True),
     'logger.name': _one_of('local'),
@@ -81,7 +84,9 @@ SETTINGS = {
     'teacher.trainer.num_epochs': _count(none=True), 'teacher.trainer.batch_size': _count(none=True), 'teacher.trainer.lr': _positive(none=True),
     'teacher.trainer.eta_min': _not_negative(none=True), 'teacher.trainer.weight_decay': _not_negative(none=True), 'teacher.trainer.nesterov': _flag(none=True),
     'trainer.num_epochs': _count(), 'trainer.eval_period': _count(), 'trainer.eval_dataset': _one_of('test', 'val'),
-    'trainer.distill_teacher': _flag(), 'trainer.freeze_bn': _flag(), 'trainer.precision': _one_of('fp32', 'bf16'),
+    'trainer.distill_teacher': _flag(), 'trainer.freeze_bn': _flag(), 'trainer.precision': _one_of('auto', 'fp32', 'bf16'),
+    'trainer.channels_last': _switch, 'trainer.compile': _switch, 'trainer.teacher_cache': _not_negative(),
+    'trainer.parallel_models': _kind((int, str), lambda v: v == 'auto' or not isinstance(v, str) and v > 0, ' >= 1'),
     'trainer.optimizer.name': _text(), 'trainer.optimizer.lr': _positive(), 'trainer.optimizer.weight_decay': _not_negative(),
     'trainer.optimizer.momentum': _not_negative(), 'trainer.optimizer.nesterov': _flag(), 'trainer.lr_scheduler.eta_min': _not_negative(),
     'dataloader.batch_size': _count(), 'dataloader.shuffle': _flag(), 'dataloader.drop_last': _flag(), 'dataloader.num_workers': _natural(none=True),
@@ -328,10 +333,10 @@ def find_teachers(cfg:dict, # settings
     if t['shuffle_ckpts']: random.Random(cfg['seed']).shuffle(found)
     return found
 
-# %% ../nbs/42_experiment.ipynb #43ee4d56
+# %% ../nbs/42_experiment.ipynb #54441ce5
 def _recipe(how, cfg):
     return dict(lr=how['lr'], momentum=how['momentum'], wd=how['weight_decay'], nesterov=how['nesterov'], opt=how['optimizer'],
-                eta_min=how['eta_min'], precision=cfg['trainer']['precision'])
+                eta_min=how['eta_min'], **{k: cfg['trainer'][k] for k in ('precision', 'channels_last', 'compile')})
 
 def _fit(learn, n_epoch, title, table, seed):
     "Fit with progress as text. The global generators, from which dropout draws, are seeded, whatever was trained before."
@@ -340,28 +345,39 @@ def _fit(learn, n_epoch, title, table, seed):
     set_seed(seed)
     with learn.no_logging(): learn.fit(n_epoch)
 
-# %% ../nbs/42_experiment.ipynb #af420b54
+def _fit_all(prepare, device, parallel):
+    "Fit what functions of no argument prepare, Learners and how to fit them, several at once; returns the networks."
+    k, nets = pick_parallel(parallel, device), []
+    for i in range(0, len(prepare), k):
+        learners, fits = zip(*[o() for o in prepare[i:i+k]])
+        if k == 1: fits[0]()
+        else: fit_together(fits, learners)
+        nets += [o.model for o in learners]
+    return nets
+
+# %% ../nbs/42_experiment.ipynb #901a5d1b
 def teacher_loaders(cfg, parts, sets, device, seed):
     "Training batches of a teacher and the evaluation batches, as `dataloader` and `dataset.subsample.split` describe them."
     bs, drop_last = _training(cfg, 'teacher')['batch_size'], cfg['dataloader']['drop_last']
     part = ImageSets(parts[cfg['dataset']['subsample']['split']].labelled, sets.test, sets.statistics)
-    dls = image_dls(part, bs, image_augmentation(cfg), cfg['augmentation']['normalization'], seed=seed, device=device, drop_last=drop_last,
+    dls = image_dls(part, bs, image_augmentation(cfg), cfg['augmentation']['normalization'], evaluation_rows(sets, device), seed, device, drop_last,
                     num_workers=cfg['dataloader']['num_workers'])
     dls.train.shuffle = cfg['dataloader']['shuffle']
     if not len(dls.train): raise ConfigError(f"dataloader.drop_last=True: no batch is left of {len(part.train)} images with dataloader.batch_size={bs}")
     return dls
 
-# %% ../nbs/42_experiment.ipynb #05f276bb
-def train_teacher(cfg, run, number, parts, sets, device):
-    "Train and save teacher `number`; returns the network."
+# %% ../nbs/42_experiment.ipynb #bf00cf62
+def prepare_teacher(cfg, run, number, parts, sets, device):
+    "The Learner of teacher `number`, and a function that fits and saves it."
     how, seed, facts = _training(cfg, 'teacher'), derive_seed(cfg['seed'], 'teacher', number), teacher_facts(cfg, sets)
     net = build_network(cfg, 'teacher', sets, seed)
     run.save(f'teacher_init_{number}', net, facts=facts, epochs=0)
     table = FidelityTable(cfg['trainer']['eval_period'], partial(run.log, f'teacher_{number}_train_metrics'))
     learn = teacher_learner(teacher_loaders(cfg, parts, sets, device, seed), net, metrics=[], cbs=table, **_recipe(how, cfg))
-    _fit(learn, how['num_epochs'], f'teacher {number}', table, seed)
-    run.save(f'teacher_{number}', net, facts=facts, spec=network_spec(cfg, 'teacher', sets), training=how, seed=seed, epochs=how['num_epochs'], test_acc=table.rows[-1].get('test_acc'))
-    return net
+    def fit():
+        _fit(learn, how['num_epochs'], f'teacher {number}', table, seed)
+        run.save(f'teacher_{number}', net, facts=facts, spec=network_spec(cfg, 'teacher', sets), training=how, seed=seed, epochs=how['num_epochs'], test_acc=table.rows[-1].get('test_acc'))
+    return learn, fit
 
 # %% ../nbs/42_experiment.ipynb #190035d2
 def choose_teachers(found:list, # checkpoints there are
@@ -396,18 +412,15 @@ def load_teachers(cfg:dict, # settings
     chosen = choose_teachers(found, cfg['trial_id'], cfg['teacher']['num_components'], cfg['teacher']['independent'])
     return [[load(o) for o in group] for group in chosen]
 
-# %% ../nbs/42_experiment.ipynb #e0374702
+# %% ../nbs/42_experiment.ipynb #9480e0a8
 def complete_teachers(cfg, run, ready, parts, sets, device):
     "Train what `load_teachers` did not find; returns the ensembles. Which networks they are goes to the run's state."
     used = {info.get('seed') for group in ready for _, info in group}
     numbers = (i for i in count() if derive_seed(cfg['seed'], 'teacher', i) not in used)
-    ensembles = []
-    for group in ready:
-        members = [(net.to(device), info['path']) for net, info in group]
-        while len(members) < cfg['teacher']['num_components']:
-            i = next(numbers)
-            members.append((train_teacher(cfg, run, i, parts, sets, device), str(run.path/f'teacher_{i}.safetensors')))
-        ensembles.append(members)
+    missing = [list(islice(numbers, cfg['teacher']['num_components'] - len(group))) for group in ready]
+    nets = iter(_fit_all([partial(prepare_teacher, cfg, run, i, parts, sets, device) for group in missing for i in group], device, cfg['trainer']['parallel_models']))
+    ensembles = [[(net.to(device), info['path']) for net, info in group] + [(next(nets), str(run.path/f'teacher_{i}.safetensors')) for i in new]
+                 for group, new in zip(ready, missing)]
     run.set_state('running', teachers=[[path for _, path in members] for members in ensembles])
     return [ClassifierEnsemble(*(net for net, _ in members)).eval() for members in ensembles]
 
@@ -462,25 +475,31 @@ def distill_loader(cfg, parts, sets, device, seed, generator=None):
     if not len(loader): raise ConfigError(f"distill_loader.drop_last=True: no batch is left of {loader.n} images with dataloader.batch_size={bs}")
     return loader
 
-# %% ../nbs/42_experiment.ipynb #9035c299
+# %% ../nbs/42_experiment.ipynb #2e672ff5
+def evaluation_rows(sets, device):
+    "Rows in an evaluation batch: for CIFAR 2,048 on an accelerator and 512 on a CPU, fewer of larger images."
+    _, h, w = sets.test.shape
+    return max(32, min(2048, (2**19 if torch.device(device).type == 'cpu' else 2**21) // (h*w)))
+
 def evaluation_loader(cfg, sets, device):
     "The evaluation images, in order and without augmentation."
-    return ImageLoader(sets.test, 512, norm=normalizer(cfg['augmentation']['normalization'], sets.statistics), device=device, num_workers=cfg['dataloader']['num_workers'])
+    return ImageLoader(sets.test, evaluation_rows(sets, device), norm=normalizer(cfg['augmentation']['normalization'], sets.statistics), device=device, num_workers=cfg['dataloader']['num_workers'])
 
-# %% ../nbs/42_experiment.ipynb #3dd9e11a
-def train_student(cfg, run, name, teacher, parts, sets, device, generator=None):
-    "Distil `teacher` into a fresh student called `name`; returns the network."
+# %% ../nbs/42_experiment.ipynb #872c4704
+def prepare_student(cfg, run, name, teacher, parts, sets, device, generator=None):
+    "The Learner that distils `teacher` into a fresh student called `name`, and a function that fits and saves it."
     how, seed, loss = _training(cfg, 'student'), derive_seed(cfg['seed'], name), build_loss(cfg)
     net = build_network(cfg, 'classifier', sets, seed)
     run.save(f'{name}_init', net, epochs=0)
     dls = DataLoaders(distill_loader(cfg, parts, sets, device, seed, generator), evaluation_loader(cfg, sets, device), device=device)
     table = FidelityTable(cfg['trainer']['eval_period'], partial(run.log, f'{name}_train_metrics'))
     temp = dls.train.temps[0]
-    with blame('loss'): learn = student_learner(dls, net, teacher, loss, cfg['loss']['alpha'], temp,
+    with blame('loss'): learn = student_learner(dls, net, teacher, loss, cfg['loss']['alpha'], temp, cache=cfg['trainer']['teacher_cache'],
                                                metrics=[], cbs=table, freeze_bn=cfg['trainer']['freeze_bn'], **_recipe(how, cfg))
-    _fit(learn, how['num_epochs'], name.replace('_', ' '), table, seed)
-    run.save(name, net, training=how, seed=cfg['seed'], epochs=how['num_epochs'], spec=network_spec(cfg, 'classifier', sets))
-    return net
+    def fit():
+        _fit(learn, how['num_epochs'], name.replace('_', ' '), table, seed)
+        run.save(name, net, training=how, seed=cfg['seed'], epochs=how['num_epochs'], spec=network_spec(cfg, 'classifier', sets))
+    return learn, fit
 
 # %% ../nbs/42_experiment.ipynb #11813b0a
 def _plot_epochs(df, ax):
@@ -524,7 +543,7 @@ def check_buildable(cfg, parts, sets):
     teacher_loaders(cfg, parts, sets, 'cpu', 0)
     if cfg['trainer']['distill_teacher']: distill_loader(cfg, parts, sets, 'cpu', 0, build_generator(cfg, sets, 'cpu', say=lambda s: None)[0])
 
-# %% ../nbs/42_experiment.ipynb #043d1dd0
+# %% ../nbs/42_experiment.ipynb #a3b3999a
 def image_classification(cfg:dict, # settings, as composed from `gnosis_nb/config/image_classification.yaml`
                          say=print, # where sentences for the user go
                         )->Run:
@@ -547,13 +566,15 @@ def image_classification(cfg:dict, # settings, as composed from `gnosis_nb/confi
         if cfg['trainer']['distill_teacher']:
             generator, origin = build_generator(cfg, sets, device, say)
             run.set_state('running', generator=origin)
-            student, *other = (train_student(cfg, run, name, t, parts, sets, device, generator) for name, t in zip(('student', 'independent_student'), teachers))
+            student, *other = _fit_all([partial(prepare_student, cfg, run, name, t, parts, sets, device, generator) for name, t in
+                                        zip(('student', 'independent_student'), teachers)], device, cfg['trainer']['parallel_models'])
             report = fidelity_report(student, teachers[0], dl, *other)
         else: report = fidelity_report(teachers[0], teachers[0], dl).drop('student')
+        run.set_state('running', peak_memory_gb=round(peak_memory(device), 3))
         finish(run, report, say)
     return run
 
-# %% ../nbs/42_experiment.ipynb #12a55fe7
+# %% ../nbs/42_experiment.ipynb #1b0b8e40
 def finish(run:Run, report:pd.DataFrame, say=print):
     "Write report, plot and summary of a run, and show the report."
     if not np.isfinite(report.to_numpy()).all(): raise FloatingPointError(f"a model has diverged:\n{report}")
@@ -562,4 +583,4 @@ def finish(run:Run, report:pd.DataFrame, say=print):
     fig.savefig(run.path/'fidelity.png', dpi=120); plt.close(fig)
     run.summarize(**{f"{model.replace(' ', '_')}_{k}": v for model, row in report.iterrows() for k, v in row.items()})
     say(report.to_string(float_format='{:.4f}'.format))
-    say(f"tables, weights and plot: {run.path}")
+    say(f"tables, weights and plot: {run.path}; memory: {run.state['peak_memory_gb']:.1f} GB at most")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['optimizer', 'teacher_learner', 'student_learner']
 
-# %% ../nbs/32_learner.ipynb #a5d0434f
+# %% ../nbs/32_learner.ipynb #4b8c3362
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,8 @@ from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastcore.foundation import L
 
-from .distill import AnnealLoss, Bf16, CosineEpochs, Distillation, FidelityTable, FreezeBatchNorm
+from .distill import AnnealLoss, CosineEpochs, Distillation, FreezeBatchNorm
+from .engine import StepEngine
 from .losses import ForwardCrossEntropy
 from .metrics import ECE, NLL, Accuracy, Agreement, PredictiveKL
 
@@ -34,16 +35,15 @@ def optimizer(name:str='SGD', # a class of torch.optim
     known = inspect.signature(cls).parameters
     return partial(OptimWrapper, opt=cls, **{k: v for k, v in hypers.items() if k in known})
 
-# %% ../nbs/32_learner.ipynb #5eb321f2
-def _learner(dls, model, loss_func, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, metrics, cbs, **kwargs):
+# %% ../nbs/32_learner.ipynb #2c2c36fc
+def _learner(dls, model, loss_func, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, channels_last, compile, metrics, cbs, **kwargs):
     "A Learner with the paper's optimiser and schedule, whatever the loss."
-    if precision not in ('fp32', 'bf16'): raise ValueError(f"precision={precision!r}: expected 'fp32' or 'bf16'")
-    cbs = [CosineEpochs(eta_min), *([FreezeBatchNorm()] if freeze_bn else []), *([Bf16()] if precision == 'bf16' else []), *L(cbs)]
-    model = model.to(dls.device, memory_format=torch.channels_last)
+    cbs = [CosineEpochs(eta_min), *([FreezeBatchNorm()] if freeze_bn else []), StepEngine(precision, channels_last, compile), *L(cbs)]
+    model = model.to(dls.device)
     opt_func = optimizer(opt, momentum=momentum, nesterov=nesterov, weight_decay=wd)
     return Learner(dls, model, loss_func, opt_func=opt_func, lr=lr, wd_bn_bias=True, metrics=metrics, cbs=cbs, **kwargs)
 
-# %% ../nbs/32_learner.ipynb #1ec4df73
+# %% ../nbs/32_learner.ipynb #650e049e
 def teacher_learner(dls, # DataLoaders of (x, y)
     model:nn.Module, # returns logits [batch, classes]
     lr:float=.1, # learning rate of the first epoch
@@ -53,21 +53,24 @@ def teacher_learner(dls, # DataLoaders of (x, y)
     opt:str='SGD', # a class of torch.optim
     eta_min:float=0., # learning rate that the cosine falls to
     freeze_bn:bool=False, # keep BatchNorm statistics
-    precision:str='fp32', # 'fp32' or 'bf16'
+    precision:str='auto', # of the networks' arithmetic, 'fp32' or 'bf16'; see `StepEngine` for this and the next two
+    channels_last:str|bool='auto', # memory format
+    compile:str|bool='auto', # compile the networks
     metrics=None, # of evaluation; default: accuracy, NLL, ECE
     cbs=None, # more callbacks
     **kwargs)->Learner:
     "A Learner that trains `model` on labels with cross-entropy; the defaults are those of the paper's teachers."
     metrics = [Accuracy(), NLL(), ECE()] if metrics is None else metrics
-    return _learner(dls, model, F.cross_entropy, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, metrics, cbs, **kwargs)
+    return _learner(dls, model, F.cross_entropy, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, channels_last, compile, metrics, cbs, **kwargs)
 
-# %% ../nbs/32_learner.ipynb #78a1f809
+# %% ../nbs/32_learner.ipynb #ef66be5c
 def student_learner(dls, # DataLoaders of (x, y) or, for training, (x, y, temp)
     student:nn.Module, # returns logits [batch, classes]
     teacher:nn.Module, # returns [batch, classes] or, for an ensemble, [batch, m, classes]
     loss:Callable|None=None, # L_KD, a loss of `gnosis_nb.losses`; default `ForwardCrossEntropy()`
     alpha:float=0., # weight α of the hard-label loss
     temp:float=4., # temperature τ where the loader gives none
+    cache:float=1., # GB that the teacher's answers may take, where inputs repeat exactly
     lr:float=5e-2, # learning rate of the first epoch
     momentum:float=.9, # of SGD
     wd:float=1e-4, # L2 regularisation of all parameters
@@ -75,13 +78,15 @@ def student_learner(dls, # DataLoaders of (x, y) or, for training, (x, y, temp)
     opt:str='SGD', # a class of torch.optim
     eta_min:float=1e-6, # learning rate that the cosine falls to
     freeze_bn:bool=False, # keep BatchNorm statistics
-    precision:str='fp32', # 'fp32' or 'bf16'
+    precision:str='auto', # of the networks' arithmetic, 'fp32' or 'bf16'; see `StepEngine` for this and the next two
+    channels_last:str|bool='auto', # memory format
+    compile:str|bool='auto', # compile the networks
     metrics=None, # of evaluation; default: accuracy, NLL, ECE, agreement, predictive KL
     cbs=None, # more callbacks
     **kwargs)->Learner:
     "A Learner that distils `teacher` into `student`; the defaults are those of the paper's students."
     loss = ForwardCrossEntropy() if loss is None else loss
-    distillation = L(Distillation(teacher.to(dls.device, memory_format=torch.channels_last), loss, alpha, temp), *([AnnealLoss(loss)] if hasattr(loss, 'step') else []))
+    distillation = L(Distillation(teacher.to(dls.device), loss, alpha, temp, cache), *([AnnealLoss(loss)] if hasattr(loss, 'step') else []))
     metrics = [Accuracy(), NLL(), ECE(), Agreement(), PredictiveKL()] if metrics is None else metrics
-    return _learner(dls, student, F.cross_entropy, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, metrics,
+    return _learner(dls, student, F.cross_entropy, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, channels_last, compile, metrics,
                     distillation + L(cbs), **kwargs)

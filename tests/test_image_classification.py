@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import datasets
 
 import gnosis_nb.cli as cli
@@ -366,6 +367,61 @@ def test_bf16_is_close_to_fp32(tmp_path):
         assert b.train_loss[0] == pytest.approx(a.train_loss[0], rel=.02) and b.test_loss[0] == pytest.approx(a.test_loss[0], rel=.05)
     assert any(not torch.equal(v, weights(half, 'student')[k]) for k, v in weights(full, 'student').items())
     assert all(v.dtype != torch.bfloat16 for v in weights(half, 'student').values())
+
+
+# Speed, and that it changes nothing
+
+def test_teachers_trained_together_are_those_trained_one_by_one(tmp_path):
+    overrides = *SMALL, 'teacher.num_components=3', 'teacher.independent=true', 'trainer.num_epochs=2'
+    (one, _), (many, _) = (run(tmp_path/str(k), *overrides, f'trainer.parallel_models={k}') for k in (1, 4))
+    assert checkpoints(one) == checkpoints(many) and len(checkpoints(one)) == 16
+    for name in checkpoints(one):
+        for k, v in weights(one, name).items(): assert torch.equal(v, weights(many, name)[k]), (name, k)
+    for name in [f'teacher_{i}_train_metrics' for i in range(6)] + ['student_train_metrics']: pd.testing.assert_frame_equal(table(one, name), table(many, name))
+
+def test_a_failure_stops_those_trained_beside_it(tmp_path, monkeypatch):
+    def stumble(self, *args, after_train=distill.FidelityTable.after_train):
+        if 'teacher 1' in str(self.learn.print_progress.title) and self.epoch == 1: raise ZeroDivisionError('teacher 1 stumbles')
+        after_train(self)
+    monkeypatch.setattr(distill.FidelityTable, 'after_train', stumble)
+    with pytest.raises(ZeroDivisionError, match='teacher 1 stumbles'):
+        run(tmp_path, *TEACHERS, 'teacher.num_components=3', 'trainer.num_epochs=3', 'trainer.parallel_models=3')
+    assert states_below(tmp_path) == ['failed']
+    assert {o.stem for o in tmp_path.rglob('*.safetensors')} == {f'teacher_init_{i}' for i in range(3)}      # nobody is taken for trained
+
+def test_remembered_teachers_answer_as_they_would(pool, tmp_path):
+    overrides = *SMALL, 'augmentation.transforms_list=[]', 'trainer.num_epochs=3', f'teacher.ckpt_dir={pool}'
+    (kept, _), (asked, _) = (run(tmp_path/str(gb), *overrides, f'trainer.teacher_cache={gb}') for gb in (1, 0))
+    np.testing.assert_allclose(table(kept).to_numpy(), table(asked).to_numpy(), atol=1e-4)
+    assert weights(kept, 'student').keys() and all(torch.allclose(v, weights(asked, 'student')[k], atol=1e-3) for k, v in weights(kept, 'student').items())
+
+def test_compiled_networks_learn_the_same(pool, tmp_path):
+    overrides = *SMALL, 'trainer.precision=fp32', 'teacher.num_components=2', f'teacher.ckpt_dir={pool}', 'trainer.num_epochs=2'
+    (plain, _), (fast, _) = (run(tmp_path/str(o), *overrides, f'trainer.compile={o}') for o in (False, True))
+    for k in ('train_loss', 'test_loss', 'test_acc', 'test_ts_agree'): np.testing.assert_allclose(table(fast)[k], table(plain)[k], atol=.01)
+
+class HostReads(TorchDispatchMode):
+    "Counts what would make the host wait for a GPU."
+    def __init__(self): super().__init__(); self.seen = []
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ('_local_scalar_dense', 'nonzero', 'is_nonzero', 'masked_select'): self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+def test_nothing_is_read_from_the_device_between_the_batches_of_an_epoch(pool, tmp_path, monkeypatch):
+    reads, before, after = [], distill.FidelityTable.before_train, distill.FidelityTable.after_train
+    def enter(self):
+        before(self)
+        self.mode = HostReads(); self.mode.__enter__()
+    def leave(self):
+        self.mode.__exit__(None, None, None); reads.append(self.mode.seen)
+        after(self)
+    monkeypatch.setattr(distill.FidelityTable, 'before_train', enter); monkeypatch.setattr(distill.FidelityTable, 'after_train', leave)
+    run(tmp_path, *SMALL, 'dataloader.batch_size=16', 'augmentation.transforms_list=[crop,horizontal_flip]', 'teacher.num_components=2', 'trainer.num_epochs=2', 'trainer.teacher_cache=0')
+    assert reads == [[]]*6                                                   # two teachers, a student, two epochs
+
+@pytest.mark.parametrize('setting', ['precision=fp16', 'channels_last=maybe', 'compile=2', 'parallel_models=0', 'parallel_models=many', 'teacher_cache=-1'])
+def test_choices_of_the_engine_are_checked(tmp_path, setting):
+    with pytest.raises(ConfigError, match=f"trainer.{setting.split('=')[0]}="): run(tmp_path, *SMALL, f'trainer.{setting}')
 
 
 # Failures

@@ -7,7 +7,8 @@ __all__ = ['POLICIES', 'POLICY_OPTIONS', 'mixup', 'replace_by_noise', 'unlabelle
            'AugmentBlock', 'MixUpBlock', 'SyntheticBlock', 'NoiseBlock', 'ExtraBlock', 'SplitBlock', 'policy_blocks',
            'DistillBlock', 'extra_part']
 
-# %% ../../nbs/22_data.blocks.ipynb #a60dd65c
+# %% ../../nbs/22_data.blocks.ipynb #c9f3fe6a
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def _beta(alpha, generator):
     "One draw from Beta(alpha, alpha), by Python's sampler with a seed from `generator`."
     return random.Random(torch.randint(2**62, (1,), generator=generator).item()).betavariate(alpha, alpha)
 
-# %% ../../nbs/22_data.blocks.ipynb #64491e52
+# %% ../../nbs/22_data.blocks.ipynb #3e032679
 def mixup(x:torch.Tensor, # images [batch, C, H, W]
           alpha:float, # λ ~ Beta(α, α), α > 0
           portion:float=1., # share of the batch that is mixed, from the first row on
@@ -55,10 +56,10 @@ def mixup(x:torch.Tensor, # images [batch, C, H, W]
          )->tuple: # images, number of rows that were mixed
     "Mix the first `ceil(portion · batch)` rows among themselves with one λ."
     n = math.ceil(portion * len(x))
-    lam, order = _beta(alpha, generator), torch.randperm(n, generator=generator).to(x.device)
+    lam, order = _beta(alpha, generator), torch.randperm(n, generator=generator).to(x.device, non_blocking=True)
     return torch.cat([lam * x[:n] + (1 - lam) * x[:n][order], x[n:]]), n
 
-# %% ../../nbs/22_data.blocks.ipynb #0c3eb5bd
+# %% ../../nbs/22_data.blocks.ipynb #bd4e5a7e
 def replace_by_noise(x:torch.Tensor, # normalised images [batch, C, H, W]
                      p:float, # probability that an image is replaced, in [0, 1]
                      low:torch.Tensor, # what a black pixel is after normalisation, broadcast against `x`
@@ -70,7 +71,7 @@ def replace_by_noise(x:torch.Tensor, # normalised images [batch, C, H, W]
     if len(chosen):
         g = torch.Generator(x.device).manual_seed(torch.randint(2**62, (1,), generator=generator).item())
         noise = torch.rand(len(chosen), *x.shape[1:], generator=g, device=x.device)
-        x = x.index_copy(0, chosen.to(x.device), low + (high - low)*noise)
+        x = x.index_copy(0, chosen.to(x.device, non_blocking=True), low + (high - low)*noise)
     return x, chosen
 
 # %% ../../nbs/22_data.blocks.ipynb #a62049ec
@@ -94,7 +95,7 @@ def fit_images(data:ImageData|ImageFiles, # images of any size
         x = torch.cat([F.interpolate(o.float(), (h, w), mode='bilinear', antialias=True, align_corners=False).round().clamp(0, 255).byte() for o in x.split(4096)])
     return replace(data, images=x.contiguous())
 
-# %% ../../nbs/22_data.blocks.ipynb #1a45ad49
+# %% ../../nbs/22_data.blocks.ipynb #9e666285
 class DistillLoader(DataLoader):
     "Batches `(x, y, temp)` for distillation: rows of every part, noise, MixUp on the first of them, synthetic rows at the end."
     n_inp = 1                                                               # of a batch's parts, x alone goes to the network
@@ -118,6 +119,7 @@ class DistillLoader(DataLoader):
         with keep_random_state(): super().__init__(parts[0].dataset, bs=bs, shuffle=True, drop_last=drop_last, indexed=True, n=sum(len(o.dataset) for o in parts), device=parts[0].device)
         self.parts, self.synth, self.synth_ratio, self.temp, self.seed, self.noise = list(parts), synth, synth_ratio, temp, seed, noise
         self.mixup_alpha, self.mixup_portion, self.made = mixup_alpha, mixup_portion, None
+        self.repeats, self.made_of = all(o.repeats for o in parts) and not (mixup_alpha or noise or synth_ratio), None
         self.temps = self._temps(temp)
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -166,7 +168,7 @@ class DistillLoader(DataLoader):
                    synth=self.synth, drop_last=self.drop_last, seed=self.seed, noise=self.noise)
         return type(self)(parts, **{**own, **{k: v for k, v in kwargs.items() if k in own}})
 
-# %% ../../nbs/22_data.blocks.ipynb #52d38628
+# %% ../../nbs/22_data.blocks.ipynb #98e5a6e6
 @patch
 def finish(self:DistillLoader, x, y, sizes): # real rows, their labels, how many of each part
     "Noise, MixUp, then synthetic rows, then the temperature of every row, `[batch, 1]`."
@@ -174,7 +176,7 @@ def finish(self:DistillLoader, x, y, sizes): # real rows, their labels, how many
     if self.noise > 0:
         low, high = (self.parts[0].normalise(torch.full_like(x[:1], o)) for o in (0., 1.))
         x, noisy = replace_by_noise(x, self.noise, low, high, self.generator)
-        y = y.index_fill(0, noisy.to(y.device), -100)
+        y = y.index_fill(0, noisy.to(y.device, non_blocking=True), -100)
     if self.mixup_alpha > 0:
         x, n_mixed = mixup(x, self.mixup_alpha, self.mixup_portion, self.generator)
         y = torch.cat([torch.full_like(y[:n_mixed], -100), y[n_mixed:]])
@@ -182,6 +184,9 @@ def finish(self:DistillLoader, x, y, sizes): # real rows, their labels, how many
         with torch.no_grad(): fake = self.synth.sample(n_synth).to(x.device, x.dtype)
         x, y = torch.cat([x, fake]), torch.cat([y, y.new_full((n_synth,), -100)])
     self.made = dict(sizes=sizes, synthetic=n_synth, mixed=n_mixed, noise=noisy)
+    if self.repeats:
+        first = [0, *itertools.accumulate(len(o.dataset) for o in self.parts)]
+        self.made_of = torch.cat([o.made_of + n for o, n in zip(self.parts, first)])
     return x, y, self._row_temps(tuple(sizes) + ((n_synth,) if n_synth else ()))
 
 @patch

@@ -30,7 +30,7 @@ def keep_random_state():
     try: yield
     finally: random.setstate(state)
 
-# %% ../../nbs/21_data.loaders.ipynb #1afafd4b
+# %% ../../nbs/21_data.loaders.ipynb #cee9a6d3
 class ImageLoader(DataLoader):
     "A fastai DataLoader of whole batches `(x float [batch, C, H, W], y int64 [batch])`, from memory or, for `ImageFiles`, from the disk."
     def __init__(self,
@@ -53,6 +53,7 @@ class ImageLoader(DataLoader):
         self.decode = None
         if isinstance(data, ImageFiles) and not self.window.ops and self.rest and isinstance(self.rest[0], RandomResizedCrop):
             self.decode, self.rest = self.rest[0].at_size(data.size), self.rest[1:]   # workers crop while they decode
+        self.repeats, self.made_of = not (self.window.ops or self.rest or self.decode), None      # the same pixels every time? which rows, if so
         self.to(self.device)
 
     def to(self, device):
@@ -89,7 +90,7 @@ class ImageLoader(DataLoader):
         try: return next(self.batches(self._plan()[:1], workers=0))
         finally: self.generator.set_state(state)
 
-# %% ../../nbs/21_data.loaders.ipynb #96795b6b
+# %% ../../nbs/21_data.loaders.ipynb #22e22fb4
 @patch
 def batches(self:ImageLoader,
             idxs:Sequence, # row numbers of each batch, [batch] each
@@ -98,9 +99,14 @@ def batches(self:ImageLoader,
     if isinstance(self.dataset, ImageFiles):
         for x, idx in zip(self._read(idxs, self.workers if workers is None else workers), idxs):
             x = x.to(self.device, non_blocking=True)
-            yield self._finish(self.window(x, self.generator) if self.window.ops else x), self.targets[idx.to(self.device)]
+            batch = self._finish(self.window(x, self.generator) if self.window.ops else x), self.targets[idx.to(self.device, non_blocking=True)]
+            self.made_of = idx if self.repeats else None
+            yield batch
     else:
-        for idx in idxs: yield self.rows(idx)
+        for idx in idxs:
+            batch = self.rows(idx)
+            self.made_of = idx if self.repeats else None
+            yield batch
 
 @patch
 def rows(self:ImageLoader, idx): # row numbers [batch]

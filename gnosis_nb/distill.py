@@ -118,6 +118,7 @@ class FreezeBatchNorm(Callback):
 class FidelityTable(Callback):
     "One row of metrics an epoch in `.rows`; evaluates every `eval_period` epochs and after the last."
     order = 96                                                              # after `Distillation` has asked the teacher
+    shown = dict(train_loss='loss', test_acc='accuracy', test_ts_agree='agreement')     # what progress tells of a row
     def __init__(self,
         eval_period:int=1, # epochs from one evaluation to the next
         sink:Callable|None=None): # called with each finished row, a dict
@@ -193,7 +194,7 @@ class PrintProgress(Callback):
     order = 97
     def __init__(self,
         title:str='', # what is being trained
-        table:FidelityTable|None=None, # whose newest row is shown
+        table:Callback|None=None, # with `rows`, the newest of which is shown, and their `shown` columns
         out=None, # a text stream; default: standard error
         log_period:float=5.): # seconds between lines when `out` is no terminal
         self.title, self.table, self.log_period = title, table, log_period
@@ -217,8 +218,7 @@ class PrintProgress(Callback):
         busy = self.busy + (time.time() - self.began if self.training else 0)   # rate of training, evaluation left out
         left = spent / max(done, 1e-9) * (self.n_epoch - done)
         shown = {k: v for o in (self.table.rows[-20:] if self.table else []) for k, v in o.items()}
-        stats = ''.join(f' {name} {shown[k]:.3f}' for k, name in
-                        dict(train_loss='loss', test_acc='accuracy', test_ts_agree='agreement').items() if k in shown)
+        stats = ''.join(f' {name} {shown[k]:.3f}' for k, name in (self.table.shown if self.table else {}).items() if k in shown)
         line = f"{self.title} epoch {math.ceil(done)}/{self.n_epoch}{stats} | {self.seen / busy:.0f} images/s, {left:.0f} s left"
         self.out.write(f'\r\033[K{line}' if self.tty else line + '\n')
         self.out.flush()

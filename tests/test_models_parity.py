@@ -1,6 +1,6 @@
 """State dicts and outputs of the networks against numbers recorded from the paper's implementation."""
 import pytest, torch
-from gnosis_nb.models import LeNet, PreResNet, SNGANDiscriminator, SNGANGenerator, VGG
+from gnosis_nb.models import DCGANDiscriminator, DCGANGenerator, LeNet, PreResNet, SNGANDiscriminator, SNGANGenerator, VGG
 from parity import fill_weights, recorded, recorded_shapes, rel_err, state_shapes
 
 TOL = 1e-4
@@ -13,6 +13,8 @@ MODELS = dict(
     vgg19_bn=(lambda: VGG(10, 19, batch_norm=True), 'x32'),
     lenet=(lambda: LeNet(10), 'x28'),
     sngan_generator_k64=(lambda: SNGANGenerator(k=64), 'z128'),
+    dcgan_generator_ngf16=(lambda: DCGANGenerator(ngf=16), 'z100'),
+    dcgan_discriminator_ndf16=(lambda: DCGANDiscriminator(ndf=16), 'x32'),
     sngan_discriminator_k32=(lambda: SNGANDiscriminator(k=32), None)) # keys and shapes were recorded, outputs were not
 
 def names(pick): return [n for n, (_, inp) in MODELS.items() if pick(n, inp)]

@@ -42,18 +42,22 @@ class ImageLoader(DataLoader):
         drop_last:bool=False, # leave out the last batch when it is short
         seed:int=0, # seeds this loader's own generator
         device=None, # where batches are made, and the images kept; default: where `data` is
-        num_workers:int|None=None): # processes that decode `ImageFiles`; default: one per core, at most 8
+        num_workers:int|None=None, # processes that decode `ImageFiles`; default: one per core, at most 8
+        batches:int|None=None): # in an epoch, all of them full, one epoch going on where the other ended; None: the data once
         if bs < 1: raise ValueError(f"bs={bs}: expected a batch size of at least 1")
+        if batches is not None and (batches < 1 or not len(data)): raise ValueError(f"batches={batches} of {len(data)} images: expected at least 1 of both")
         if num_workers is not None and num_workers < 0: raise ValueError(f"num_workers={num_workers}: expected a number of processes >= 0")
         with keep_random_state(): super().__init__(data, bs=bs, shuffle=shuffle, drop_last=drop_last, indexed=True, device=device or data.targets.device)
-        self.augment, self.norm, self.seed = augment, norm, seed
+        self.augment, self.norm, self.seed, self.left = augment, norm, seed, torch.empty(0, dtype=torch.int64)
+        self.n_batches = batches
+        if batches is not None: self.n = batches * bs
         self.workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
         self.generator = torch.Generator().manual_seed(seed)
         self.window, self.rest = (augment.window or Window(), augment.rest) if isinstance(augment, Augmentation) and augment.p == 1 else (Window(), [augment] if augment else [])
         self.decode = None
         if isinstance(data, ImageFiles) and not self.window.ops and self.rest and isinstance(self.rest[0], RandomResizedCrop):
             self.decode, self.rest = self.rest[0].at_size(data.size), self.rest[1:]   # workers crop while they decode
-        self.repeats, self.made_of = not (self.window.ops or self.rest or self.decode), None      # the same pixels every time? which rows, if so
+        self.repeats, self.made_of = not (self.window.ops or self.rest or self.decode or batches), None      # the same pixels every time? which rows, if so
         self.to(self.device)
 
     def to(self, device):
@@ -65,7 +69,7 @@ class ImageLoader(DataLoader):
     def new(self, dataset=None, **kwargs):
         "A loader like this one, with some arguments changed."
         own = dict(bs=self.bs, shuffle=self.shuffle, augment=self.augment, norm=self.norm, drop_last=self.drop_last, seed=self.seed,
-                   device=self.device, num_workers=self.workers)
+                   device=self.device, num_workers=self.workers, batches=self.n_batches)
         get_idxs = kwargs.pop('get_idxs', None)                            # fastai's get_preds fixes the order with it
         kwargs = {k: v for k, v in kwargs.items() if k in own}
         res = type(self)(dataset if dataset is not None else self.dataset, **{**own, **kwargs})
@@ -80,15 +84,22 @@ class ImageLoader(DataLoader):
     def __iter__(self): return self.batches(self._plan())
 
     def _plan(self):
+        if self.n_batches is not None: return self._go_on()
         idxs = torch.as_tensor(self.get_idxs()).split(self.bs)
         return idxs[:-1] if self.drop_last and len(idxs[-1]) < self.bs else idxs
+
+    def _go_on(self):
+        "Full batches of the next rows, and of one new order after the other when these are used up."
+        while len(self.left) < self.n: self.left = torch.cat([self.left, torch.as_tensor(self.get_idxs())])
+        idxs, self.left = self.left.split([self.n, len(self.left) - self.n])
+        return idxs.split(self.bs)
 
     def one_batch(self):
         "The first batch of an epoch."
         if not len(self): raise ValueError("this loader has no batches: fewer rows than bs, and drop_last is set")
-        state = self.generator.get_state()                                   # looking at data changes nothing
+        state, left = self.generator.get_state(), self.left                  # looking at data changes nothing
         try: return next(self.batches(self._plan()[:1], workers=0))
-        finally: self.generator.set_state(state)
+        finally: self.left = left; self.generator.set_state(state)
 
 # %% ../../nbs/21_data.loaders.ipynb #22e22fb4
 @patch
@@ -134,6 +145,18 @@ def _tile(self:ImageLoader, shape): # (H, W, C)
         self._tiles[shape] = tuple(torch.as_tensor(o, dtype=torch.float32).flatten().repeat(shape[0]*shape[1]).to(self.device)
                                    for o in (255*shift, 1/(255*scale)))
     return self._tiles[shape]
+
+# %% ../../nbs/21_data.loaders.ipynb #7a1f3382
+@patch
+def state_dict(self:ImageLoader):
+    "Where the loader is in its data and random numbers, between two epochs."
+    return dict(generator=self.generator.get_state(), left=self.left)
+
+@patch
+def load_state_dict(self:ImageLoader, state):
+    "Go on from there."
+    self.left = state['left']
+    self.generator.set_state(state['generator'])
 
 # %% ../../nbs/21_data.loaders.ipynb #c05b68e9
 class _Reader(torch.utils.data.Dataset):

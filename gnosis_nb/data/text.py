@@ -327,7 +327,7 @@ def sentences(
     download:bool=True, # unused
     num_train:int=2000, # training texts
     num_test:int=1000,  # test texts
-    noise:float=.1,     # share of training labels that are wrong, in [0, 1]
+    noise:float=.2,     # share of training labels that are wrong, in [0, 1]
     seed:int=0,         # of everything
     min_freq:int=2,     # rarer words become `<unk>`
     max_len:int=100,    # texts are cut off after so many words

@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Threads that wait must not spin: where other programs use the cores, too, training would be many times slower.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test check lab readme docs clean
+.PHONY: demo test check torchtext lab readme docs clean
 
 demo: .venv/.lib  ## three teachers and a student on the digits, in a minute or two
 	gnosis-image-classification dataset=digits teacher.num_components=3 teacher.independent=true data_dir=demo exp_name=digits
@@ -17,6 +17,9 @@ test: .venv/.dev  ## notebooks, then pytest
 
 check: .venv/.dev  ## fails when notebooks, package and README are not in step
 	.ci/in_step
+
+torchtext: .venv-torchtext/.lib  ## the built-in tokeniser and vocabulary against torchtext's, on all of IMDB where it is in data/datasets
+	OMP_NUM_THREADS=1 .venv-torchtext/bin/python -m pytest -q tests/test_torchtext.py
 
 lab: .venv/.dev  ## JupyterLab on the notebooks
 	jupyter lab --notebook-dir=nbs $(LAB_FLAGS)
@@ -29,7 +32,7 @@ docs: .venv/.dev  ## the documentation site; needs Quarto
 	nbdev_docs
 
 clean:
-	rm -rf .venv build dist *.egg-info demo
+	rm -rf .venv .venv-torchtext build dist *.egg-info demo
 
 .venv/.lib: settings.ini setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -38,4 +41,10 @@ clean:
 
 .venv/.dev: .venv/.lib
 	$(BIN)/python -m pip install -e '.[dev]'
+	touch $@
+
+# torchtext's last release wants an older torch: an environment of its own.
+.venv-torchtext/.lib: settings.ini setup.py
+	test -x .venv-torchtext/bin/python || $(PYTHON) -m venv .venv-torchtext
+	.venv-torchtext/bin/python -m pip install -e '.[torchtext]' 'pytest>=8'
 	touch $@

@@ -190,14 +190,15 @@ class FidelityTable(Callback):
 
 # %% ../nbs/31_distill.ipynb #99f35b56
 class PrintProgress(Callback):
-    "Report progress as text, with the rate in images per second and the time left."
+    "Report progress as text, with the rate of training and the time left."
     order = 97
     def __init__(self,
         title:str='', # what is being trained
         table:Callback|None=None, # with `rows`, the newest of which is shown, and their `shown` columns
         out=None, # a text stream; default: standard error
-        log_period:float=5.): # seconds between lines when `out` is no terminal
-        self.title, self.table, self.log_period = title, table, log_period
+        log_period:float=5., # seconds between lines when `out` is no terminal
+        unit:str='images'): # what is counted
+        self.title, self.table, self.log_period, self.unit = title, table, log_period, unit
         self.out = out or sys.stderr
         self.tty = self.out.isatty()
 
@@ -219,6 +220,6 @@ class PrintProgress(Callback):
         left = spent / max(done, 1e-9) * (self.n_epoch - done)
         shown = {k: v for o in (self.table.rows[-20:] if self.table else []) for k, v in o.items()}
         stats = ''.join(f' {name} {shown[k]:.3f}' for k, name in (self.table.shown if self.table else {}).items() if k in shown)
-        line = f"{self.title} epoch {math.ceil(done)}/{self.n_epoch}{stats} | {self.seen / busy:.0f} images/s, {left:.0f} s left"
+        line = f"{self.title} epoch {math.ceil(done)}/{self.n_epoch}{stats} | {self.seen / busy:.0f} {self.unit}/s, {left:.0f} s left"
         self.out.write(f'\r\033[K{line}' if self.tty else line + '\n')
         self.out.flush()

@@ -224,14 +224,19 @@ class StepEngine(Callback):
         pick_precision(precision, torch.device('cpu')); pick_channels_last(channels_last, torch.device('cpu')); pick_compile(compile, torch.device('cpu'), 0)
         self.precision, self.channels_last, self.compile, self.record = precision, channels_last, compile, record
 
+    def _choose(self, name):
+        "The setting `name`; where it is 'auto', that of the network, should it have one among its `step_options`."
+        own = getattr(self, name)
+        return getattr(self.model, 'step_options', {}).get(name, own) if own == 'auto' else own
+
     def before_fit(self):
         device = next(self.model.parameters()).device
-        precision = pick_precision(self.precision, device)
+        precision = pick_precision(self._choose('precision'), device)
         self.format = torch.channels_last if pick_channels_last(self.channels_last, device, precision) else torch.contiguous_format
         self.model.to(memory_format=self.format)
         if device.type == 'cpu': keep_memory()
         training = not (hasattr(self.learn, 'gather_preds') or self.opt is None)
-        compile = training and pick_compile(self.compile, device, self.n_epoch * len(self.dls.train) * (self.dls.train.bs or 1))
+        compile = training and pick_compile(self._choose('compile'), device, self.n_epoch * len(self.dls.train) * (self.dls.train.bs or 1))
         self._prepare(device, precision, compile)
         record = self.record or (CudaGraph if device.type == 'cuda' else None)
         self.own = training and self._own_step()

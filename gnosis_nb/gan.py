@@ -52,7 +52,7 @@ def gan_dls(
     for k, v in dict(gen_updates=gen_updates, gen_update_period=gen_update_period).items():
         if v < 1: raise ValueError(f"{k}={v}: expected at least 1")
     norm = normalizer('unitcube', sets.statistics)
-    stream = ImageLoader(sets.train, bs, shuffle=True, augment=augment, norm=norm, seed=seed, device=device, num_workers=num_workers, batches=gen_updates * gen_update_period)
+    stream = ImageLoader(sets.train, bs, shuffle=True, augment=augment, norm=norm, seed=seed, device=device, num_workers=num_workers, n_batches=gen_updates * gen_update_period)
     return DataLoaders(stream, ImageLoader(sets.train, 256, norm=norm, device=device, num_workers=num_workers), device=stream.device)
 
 # %% ../nbs/35_gan.ipynb #427db0f8
@@ -226,7 +226,7 @@ class GANTable(Callback):
         if self.sink: self.sink(row)
 
     def state_dict(self): return dict(rows=self.rows)
-    def load_state_dict(self, state): self.rows = state['rows']
+    def load_state_dict(self, state): self.rows = list(state['rows'])
 
 # %% ../nbs/35_gan.ipynb #27bab079
 class SampleGrid(Callback):

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -27,6 +28,7 @@ from torchvision import transforms
 from gnosis_nb.cka import linear_cka
 from gnosis_nb.data.augment import augmentation
 from gnosis_nb.data.loaders import ImageLoader, image_dls
+from gnosis_nb.data.text import TextSets, basic_english, encode_texts, text_dls, text_sets, write_review
 from gnosis_nb.data.vision import STATISTICS, DataNotFound, ImageData, ImageSets, cifar10, image_folder, normalizer
 from gnosis_nb.distill import FidelityTable, PrintProgress
 from gnosis_nb.engine import Captured, fit_together, frozen, keep_memory, peak_memory, pick_channels_last, pick_precision
@@ -77,14 +79,15 @@ def contest(args, title, makers, unit='images/s', compare=()): # name -> functio
     finally:
         for o in contenders: o.stop()
     values = {o.name: [r[0] for r in results] for o, results in zip(contenders, zip(*rounds))}
-    speed = {k: v if unit == 'images/s' else [1 / o for o in v] for k, v in values.items()}
+    is_rate = unit.endswith('/s')
+    speed = {k: v if is_rate else [1 / o for o in v] for k, v in values.items()}
     def ratio(a, b): return statistics.median(x / y for x, y in zip(speed[a], speed[b]))
     first, width = next(iter(makers)), max(map(len, makers))
     rows = {k: dict(median=statistics.median(v), min=min(v), max=max(v), speed=ratio(k, first), gb=gb, rounds=v) for (k, v), (_, gb) in zip(values.items(), rounds[-1])}
     print(f"\n{title}\n{'':{width}}  {'median ' + unit:>16}  {'min – max':>21}  {'speed':>7}  {'GB':>6}")
     for k, o in rows.items():
-        spread = f"{o['min']:,.4g} – {o['max']:,.4g}" if unit != 'images/s' else f"{o['min']:,.0f} – {o['max']:,.0f}"
-        print(f"{k:{width}}  {o['median']:16{',.0f' if unit == 'images/s' else ',.4g'}}  {spread:>21}  {o['speed']:6.2f}x  {o['gb']:6.2f}")
+        spread = f"{o['min']:,.4g} – {o['max']:,.4g}" if not is_rate else f"{o['min']:,.0f} – {o['max']:,.0f}"
+        print(f"{k:{width}}  {o['median']:16{',.0f' if is_rate else ',.4g'}}  {spread:>21}  {o['speed']:6.2f}x  {o['gb']:6.2f}")
     ratios = {}
     for label, above, belows in compare:
         best = max(belows, key=lambda o: statistics.median(speed[o]))
@@ -382,7 +385,76 @@ def loader(args, facts):
     yield contest(args, f'loader alone, crop and flip, batches of {args.batch}', {**makers, 'gnosis_nb ImageLoader': our_batches}, compare=compare)
 
 
-WHAT = {o.__name__: o for o in (loader, step, epoch, ensemble, cka, together)}
+# Texts
+
+TEXT_BATCH, TEXT_WORDS = 100, 100                                            # as in the paper
+
+def reviews(args, n=5000):
+    "`n` training reviews of IMDB and their labels, else synthetic ones of its length; and what they are."
+    folder = next((p/'train' for p in (args.text_root/'aclImdb', args.text_root, args.text_root.parent/'aclImdb') if (p/'train'/'pos').is_dir()), None)
+    if folder:
+        files = list(chain.from_iterable(zip(*(sorted((folder/c).glob('*.txt'))[:n // 2] for c in ('neg', 'pos')))))
+        return [o.read_text(encoding='utf-8') for o in files], [i % 2 for i in range(len(files))], f'{len(files):,} reviews of IMDB'
+    rng = random.Random(0)
+    return [' '.join(write_review(rng, i % 2) for _ in range(12)) for i in range(n)], [i % 2 for i in range(n)], f'{n:,} synthetic texts (there is no IMDB in {args.text_root})'
+
+def text_networks(args, num_words):
+    "A student and its teacher."
+    return [build_classifier('lstm', 2, num_words=num_words, lstm_cell_size=70, depth=2, seed=i).to(args.device) for i in range(2)]
+
+def encoded(args):
+    texts, targets, _ = reviews(args)
+    return text_sets(*encode_texts([texts, texts[:100]]), [targets, targets[:100]], ['neg', 'pos'], 'benchmark', TEXT_WORDS)
+
+def collate(number, pairs):
+    "Words of a few texts, numbered and padded, their lengths, and the labels."
+    ids = [torch.tensor([number.get(w, 0) for w in basic_english(text)[:TEXT_WORDS]]) for text, _ in pairs]
+    return (torch.nn.utils.rnn.pad_sequence(ids), torch.tensor([len(o) for o in ids])), torch.tensor([y for _, y in pairs])
+
+def plain_texts(args, workers):
+    "Steps of a loop as one writes it by hand: words are cut, numbered and padded batch by batch, sequences packed, in fp32."
+    texts, targets, _ = reviews(args)
+    number = {w: i for i, w in enumerate(encode_texts([texts])[0])}
+    student, teacher = text_networks(args, len(number))
+    loader = torch.utils.data.DataLoader(list(zip(texts, targets)), TEXT_BATCH, shuffle=True, collate_fn=partial(collate, number), num_workers=workers, persistent_workers=workers > 0, pin_memory=args.device.type == 'cuda')
+    def logits(net, words, lengths):
+        _, (h, _) = net.lstm(torch.nn.utils.rnn.pack_padded_sequence(net.embed(words), lengths, enforce_sorted=False))     # lengths stay on the CPU
+        return net.linear(torch.cat([h[-2], h[-1]], 1))
+    opt = torch.optim.SGD(student.parameters(), lr=.01, momentum=.9, weight_decay=1e-3, nesterov=True)
+    def step(x, y):
+        words, = to(args.device, x[0])
+        with torch.no_grad(): z_t = logits(teacher.eval(), words, x[1])
+        loss = kd_loss(z_t, logits(student, words, x[1]), 1.)
+        opt.zero_grad(); loss.backward(); opt.step()
+    return lambda: timed(step, chain.from_iterable(repeat(loader)), args)
+
+def our_texts(args, precision, remembered):
+    "Training batches of a fit, with everything as in a run; `remembered`: of so few texts that the teacher has answered for all before the clock starts, as from a run's second epoch on."
+    sets = encoded(args)
+    if remembered: sets = TextSets(sets.train.subset(range(SKIP * TEXT_BATCH)), sets.test)
+    student, teacher = text_networks(args, len(sets.words))
+    table, watch = FidelityTable(10**9), Stopwatch(args)
+    learn = student_learner(text_dls(sets, TEXT_BATCH, device=args.device), student, teacher, temp=1., lr=.01, wd=1e-3, precision=precision, metrics=[], cbs=[table, NoEvaluation()])
+    learn.remove_cbs([ProgressCallback, Recorder])
+    learn.add_cb(PrintProgress(table=table, out=open(os.devnull, 'w')))
+    def run():
+        with learn.added_cbs(watch): learn.fit(1 + -(-(SKIP + args.batches) // len(learn.dls.train)))
+        return watch.clock.rate
+    return run
+
+
+def text(args, facts):
+    "Training steps of an LSTM with one teacher."
+    auto, plains = facts['precision'], [f'plain PyTorch, fp32, {w} workers' for w in dict.fromkeys((0, args.workers))]
+    makers = {**{name: partial(plain_texts, workers=w) for name, w in zip(plains, dict.fromkeys((0, args.workers)))},
+              **{f"gnosis_nb, {p}{', answers remembered' if r else ''}": partial(our_texts, precision=p, remembered=r) for p in dict.fromkeys(('fp32', auto)) for r in (False, True)}}
+    compare = [('gnosis_nb / faster plain loop, first epoch', f'gnosis_nb, {auto}', plains), ('the same from the second epoch on', f'gnosis_nb, {auto}, answers remembered', plains),
+               ('in fp32, first epoch', 'gnosis_nb, fp32', plains), ('in fp32, from the second epoch on', 'gnosis_nb, fp32, answers remembered', plains)]
+    title = f'{reviews(args)[2]}, {TEXT_WORDS} words at most; LSTM of two layers of 70 both ways; {args.batches} batches of {TEXT_BATCH} a round'
+    yield contest(args, title, makers, 'texts/s', compare)
+
+
+WHAT = {o.__name__: o for o in (loader, step, epoch, ensemble, cka, together, text)}
 
 def positive(text):
     if (n := int(text)) < 1: raise ValueError(text)
@@ -392,6 +464,7 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], epilog='; '.join(f'{k}: {o.__doc__}' for k, o in WHAT.items()))
     parser.add_argument('what', nargs='+', choices=[*WHAT, 'all'])
     parser.add_argument('--root', type=Path, default=Path('data/datasets/cifar10'), help='folder of CIFAR-10')
+    parser.add_argument('--text-root', type=Path, default=Path('data/datasets/imdb'), help='folder of IMDB; aclImdb in it or beside it will do')
     parser.add_argument('--device', type=torch.device, default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--depth', type=positive, nargs='+', default=[20, 56], help='of the networks')
     parser.add_argument('--batch', type=positive, default=128, help='rows in a batch')
@@ -410,6 +483,6 @@ if __name__ == '__main__':
     tables = {}
     for what in WHAT if 'all' in args.what else dict.fromkeys(args.what):
         print(f"\n{what}: {WHAT[what].__doc__}\n{known['device']}; {known['cpu']}, {known['cores']} cores, {known['threads']} threads; torch {known['torch']}, "
-              f"torchvision {known['torchvision']}, fastai {known['fastai']}\n{known['data']}; median of {args.rounds} rounds")
+              f"torchvision {known['torchvision']}, fastai {known['fastai']}\n{'' if what == 'text' else known['data'] + '; '}median of {args.rounds} rounds")
         tables[what] = list(WHAT[what](args, known))
     if args.json: args.json.write_text(json.dumps(dict(facts=known, args={k: str(v) if isinstance(v, (Path, torch.device)) else v for k, v in vars(args).items()}, tables=tables), indent=1))

@@ -1,10 +1,12 @@
 "Small fakes of data sets, in the official layouts."
-import hashlib,io,pickle,struct,tarfile
+import hashlib,io,pickle,random,struct,tarfile
 
 import numpy as np
 import scipy.io
 from PIL import Image
 from torchvision import datasets
+
+from gnosis_nb.data import text
 
 
 def md5(file): return hashlib.md5(file.read_bytes()).hexdigest()
@@ -124,3 +126,14 @@ def fake_imagenet_archives(root, monkeypatch, n=2):
     with tarfile.open(root/names['val'], 'w') as t:
         for i, v in enumerate((150, 50)): _add(t, f'ILSVRC2012_val_{i+1:08}.JPEG', _jpeg((v,)*3))
     monkeypatch.setattr(datasets.imagenet, 'ARCHIVE_META', {k: (f, md5(root/f)) for k, f in names.items()})
+
+
+def fake_imdb(folder, monkeypatch, n=20):
+    "`n` short synthetic reviews a class and split in IMDB's layout; the loader is told their number in place of the real one."
+    rng = random.Random(0)
+    for split in ('train', 'test'):
+        for c in ('neg', 'pos'):
+            (folder/split/c).mkdir(parents=True)
+            for i in range(n): (folder/split/c/f'{i}_{8 if c == "pos" else 3}.txt').write_text(f'{text.write_review(rng, c == "pos")}<br /><br />No. {i}', encoding='utf-8')
+    monkeypatch.setattr(text, 'IMDB_COUNT', n)
+    return folder

@@ -1,6 +1,6 @@
 """State dicts and outputs of the networks against numbers recorded from the paper's implementation."""
 import pytest, torch
-from gnosis_nb.models import DCGANDiscriminator, DCGANGenerator, LeNet, PreResNet, SNGANDiscriminator, SNGANGenerator, VGG
+from gnosis_nb.models import DCGANDiscriminator, DCGANGenerator, LeNet, LSTMClassifier, PreResNet, SNGANDiscriminator, SNGANGenerator, VGG
 from parity import fill_weights, recorded, recorded_shapes, rel_err, state_shapes
 
 TOL = 1e-4
@@ -12,6 +12,8 @@ MODELS = dict(
     vgg16=(lambda: VGG(100, 16), 'x32'),
     vgg19_bn=(lambda: VGG(10, 19, batch_norm=True), 'x32'),
     lenet=(lambda: LeNet(10), 'x28'),
+    lstm_bi1=(lambda: LSTMClassifier(50), 'lstm/input'),
+    lstm_bi2=(lambda: LSTMClassifier(50, lstm_cell_size=70, depth=2), 'lstm/input'),
     sngan_generator_k64=(lambda: SNGANGenerator(k=64), 'z128'),
     dcgan_generator_ngf16=(lambda: DCGANGenerator(ngf=16), 'z100'),
     dcgan_discriminator_ndf16=(lambda: DCGANDiscriminator(ndf=16), 'x32'),

@@ -25,7 +25,7 @@ from fastai.torch_core import default_device
 from fastcore.basics import patch
 
 from .augment import augmentation
-from .loaders import ImageLoader, keep_random_state, show_images
+from .loaders import BatchLoader, ImageLoader, keep_random_state, show_images
 from .vision import ImageData, ImageFiles, ImageSets, normalizer, split_dataset
 from ..losses import reduce_ensemble_logits
 
@@ -100,7 +100,7 @@ class DistillLoader(DataLoader):
     "Batches `(x, y, temp)` for distillation: rows of every part, noise, MixUp on the first of them, synthetic rows at the end."
     n_inp = 1                                                               # of a batch's parts, x alone goes to the network
     def __init__(self,
-        parts:Sequence[ImageLoader], # one loader per split or set of real images
+        parts:Sequence[BatchLoader], # one loader per split or set of real images (or of texts)
         bs:int=128, # real rows in a batch, all parts together
         temp:float|Sequence[float]=4., # τ > 0: one for all, or one per part (and one more for synthetic rows)
         mixup_alpha:float=0., # λ ~ Beta(α, α); 0: no MixUp
@@ -151,7 +151,8 @@ class DistillLoader(DataLoader):
                 workers:int|None=None): # processes that decode files; default: those of the parts
         "The finished batches of these rows."
         for pairs, sizes in zip(zip(*(part.batches(i, workers) for part, i in zip(self.parts, zip(*idxs)))), ([len(o) for o in i] for i in idxs)):
-            yield self.finish(*(torch.cat(o) if len(o) > 1 else o[0] for o in zip(*pairs)), sizes)
+            xs, ys = zip(*pairs)
+            yield self.finish(self.parts[0].join(xs) if len(xs) > 1 else xs[0], torch.cat(ys), sizes)
 
     def one_batch(self):
         "The first batch of an epoch; looking at it changes nothing."

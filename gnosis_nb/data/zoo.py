@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CIFAR102_URL', 'CIFAR102_SIZE', 'TINY_IMAGENET_URL', 'TINY_IMAGENET_MD5', 'TINY_IMAGENET_COUNTS', 'VISION_SOURCES',
-           'svhn', 'cifar100_svhn', 'cifar102', 'emnist', 'tiny_imagenet', 'imagenet', 'load_vision']
+           'svhn', 'cifar100_svhn', 'cifar102', 'emnist', 'tiny_imagenet', 'imagenet', 'load_source', 'load_vision']
 
 # %% ../../nbs/20_data.zoo.ipynb #1808bce5
 import inspect,zipfile
@@ -214,6 +214,21 @@ def imagenet(
         splits = {s: (_class_names(wnids, {w: names.get(w, w) for w in wnids}), *listed[1:]) for s, listed in splits.items()}
     return _load_splits(root, splits, size, resize, memory_limit, STATISTICS['imagenet'])
 
+# %% ../../nbs/20_data.zoo.ipynb #a23320b1
+def load_source(
+    sources:dict,       # name -> function of `root`, `download` and options of its own
+    name:str,           # a key of it
+    root=None,          # folder of the data, by default data/datasets/<name>
+    download:bool=True, # fetch what is missing
+    **options,          # passed on to the source
+):
+    "What source `name` gives. `ValueError` lists the valid names, or the source's options, when one is unknown."
+    if name not in sources: raise ValueError(f"name is {name!r}: expected one of {', '.join(sources)}")
+    valid = [p for p in inspect.signature(sources[name]).parameters if p not in ('root', 'download')]
+    if unknown := [o for o in options if o not in valid]:
+        raise ValueError(f"{name} has no option {', '.join(unknown)}: expected {', '.join(valid) or 'none'}")
+    return sources[name](root, download=download, **options)
+
 # %% ../../nbs/20_data.zoo.ipynb #6042f689
 VISION_SOURCES = dict(cifar10=cifar10, cifar100=cifar100, mnist=mnist, digits=digits, image_folder=image_folder, svhn=svhn, cifar102=cifar102,
                       cifar100_svhn=cifar100_svhn, emnist=emnist, tiny_imagenet=tiny_imagenet, imagenet=imagenet)
@@ -225,9 +240,4 @@ def load_vision(
     **options,          # passed on to the source
 ):
     "The `ImageSets` of source `name`. `ValueError` lists the valid names, or the source's options, when one is unknown."
-    if name not in VISION_SOURCES: raise ValueError(f"name is {name!r}: expected one of {', '.join(VISION_SOURCES)}")
-    source = VISION_SOURCES[name]
-    valid = [p for p in inspect.signature(source).parameters if p not in ('root', 'download')]
-    if unknown := [o for o in options if o not in valid]:
-        raise ValueError(f"{name} has no option {', '.join(unknown)}: expected {', '.join(valid) or 'none'}")
-    return source(root, download=download, **options)
+    return load_source(VISION_SOURCES, name, root, download, **options)

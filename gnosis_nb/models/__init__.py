@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSIFIERS', 'build_classifier', 'build_gan', 'PreResNet', 'VGG', 'LeNet', 'ClassifierEnsemble', 'SNGANGenerator',
-           'SNGANDiscriminator', 'DCGANGenerator', 'DCGANDiscriminator']
+           'SNGANDiscriminator', 'DCGANGenerator', 'DCGANDiscriminator', 'LSTMClassifier']
 
 # %% ../../nbs/10_models.ipynb #839eabe0
 import inspect
@@ -20,14 +20,21 @@ from .dcgan import DCGANGenerator, DCGANDiscriminator
 # %% ../../nbs/10_models.ipynb #44dee1de
 _all_ = ['PreResNet', 'VGG', 'LeNet', 'ClassifierEnsemble', 'SNGANGenerator', 'SNGANDiscriminator', 'DCGANGenerator', 'DCGANDiscriminator']
 
+# %% ../../nbs/10_models.ipynb #8ee6acc5
+from .lstm import LSTMClassifier
+_all_ = ['LSTMClassifier']
+
 # %% ../../nbs/10_models.ipynb #8d381d49
-CLASSIFIERS = dict(preresnet=PreResNet, vgg=VGG, lenet=LeNet)
+CLASSIFIERS = dict(preresnet=PreResNet, vgg=VGG, lenet=LeNet, lstm=LSTMClassifier)
 _only_size = dict(vgg=32, lenet=28)
+_of_texts = ['lstm']
 
 # %% ../../nbs/10_models.ipynb #1e9f0dce
 def _check_classifier(name, input_size, options):
-    "Raise ValueError for an unknown classifier, an image size it cannot take, or an option it does not have."
+    "Raise ValueError for an unknown classifier, one of the other kind of input, an image size it cannot take, or an option it does not have."
     if name not in CLASSIFIERS: raise ValueError(f'name={name!r}: expected one of {list(CLASSIFIERS)}')
+    kind, fitting = ('texts', _of_texts) if 'num_words' in options else ('images', [o for o in CLASSIFIERS if o not in _of_texts])
+    if name not in fitting: raise ValueError(f'name={name!r}: does not take {kind}, expected one of {fitting}')
     if input_size != (size := _only_size.get(name, input_size)):
         raise ValueError(f'input_size={input_size!r}: {name!r} takes {size} pixels only')
     valid = [p for p in inspect.signature(CLASSIFIERS[name]).parameters if p not in ('num_classes', 'in_channels', 'input_size')]
@@ -42,22 +49,23 @@ def _check_positive(**sizes):
 
 # %% ../../nbs/10_models.ipynb #46dd7504
 def build_classifier(
-    name:str, # a key of `CLASSIFIERS`: 'preresnet', 'vgg' or 'lenet'
+    name:str, # a key of `CLASSIFIERS`: 'preresnet', 'vgg', 'lenet' or, for texts, 'lstm'
     num_classes:int, # number of classes
     in_channels:int=3, # image channels
     input_size:int=32, # height and width of the images in pixels: 32 for VGG, 28 for LeNet
     seed:int|None=None, # start from this seed, on the CPU; None draws from the global generator
-    **options, # options of the network, e.g. `depth`; None stands for its default
-) -> nn.Module: # a network from images `[batch, in_channels, input_size, input_size]` to logits `[batch, num_classes]`
-    "A freshly initialised image classifier; an unknown name or option, or an impossible size, is a ValueError."
+    **options, # options of the network, e.g. `depth`; None stands for its default; `num_words` for texts
+) -> nn.Module: # a network from images `[batch, in_channels, input_size, input_size]` or texts `[1 + time, batch]` to logits `[batch, num_classes]`
+    "A freshly initialised classifier; an unknown name or option, or an impossible size, is a ValueError."
     options = {k:v for k, v in options.items() if v is not None}
     _check_classifier(name, input_size, options)
     _check_positive(num_classes=num_classes, in_channels=in_channels, input_size=input_size)
-    if name not in _only_size: options['input_size'] = input_size
-    if seed is None: return CLASSIFIERS[name](num_classes, in_channels=in_channels, **options)
+    if name not in _of_texts: options['in_channels'] = in_channels
+    if name not in _only_size and name not in _of_texts: options['input_size'] = input_size
+    if seed is None: return CLASSIFIERS[name](num_classes=num_classes, **options)
     with torch.random.fork_rng(devices=[]), torch.device('cpu'):
         torch.default_generator.manual_seed(seed)
-        return CLASSIFIERS[name](num_classes, in_channels=in_channels, **options)
+        return CLASSIFIERS[name](num_classes=num_classes, **options)
 
 # %% ../../nbs/10_models.ipynb #2aedace8
 _GANS = dict(

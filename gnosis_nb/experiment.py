@@ -99,12 +99,12 @@ SETTINGS = {
     'distill_loader.temp': _kind((float, list)), 'distill_loader.mixup_alpha': _not_negative(), 'distill_loader.mixup_portion': _share(),
     'distill_loader.synth_ratio': _not_negative(), 'distill_loader.drop_last': _flag(),
     'classifier.name': _text(), 'loss.name': _one_of(*LOSSES), 'loss.alpha': _share(),
-    'density_model.name': _one_of('sngan', 'dcgan'), 'density_model.loss': _one_of('hinge', 'bce'), 'density_model.ckpt_dir': _text(none=True), 'density_model.ckpt_path': _text(none=True)}
+    'density_model.name': _one_of('sngan', 'dcgan'), 'density_model.ckpt_dir': _text(none=True), 'density_model.ckpt_path': _text(none=True)}
 _OPEN = ('dataset.', 'classifier.', 'loss.', 'augmentation.', 'density_model.')                # groups with options of their own, which may be these:
 OPTIONS = {
     'dataset.seed': _kind(int, lambda v: 0 <= v < 2**32, ' in [0, 2**32)'), **{f'dataset.{k}': _count(none=True) for k in ('num_data', 'size', 'channels', 'resize', 'num_svhn_data')},
     'dataset.cifar10_fraction': _share(), 'dataset.fraction': _share(), 'dataset.split': _text(), 'dataset.memory_limit': _not_negative(),
-    **{f'density_model.{k}': _count() for k in ('z_dim', 'generator.k', 'discriminator.k', 'nz', 'ngf', 'ndf', 'size')},
+    **{f'density_model.{k}': _count() for k in ('z_dim', 'generator.k', 'discriminator.k', 'nz', 'ngf', 'ndf', 'size')}, 'density_model.loss': _one_of('hinge', 'bce'),
     'classifier.depth': _count(none=True), 'classifier.skip_connections': _flag(), 'classifier.batch_norm': _flag(),
     'dataset.min_freq': _count(), 'dataset.max_len': _count(none=True), 'dataset.num_train': _count(), 'dataset.num_test': _count(), 'dataset.noise': _share(), 'dataset.backend': _one_of('auto', 'torchtext', 'builtin'),
     'classifier.embedding_size': _count(), 'classifier.lstm_cell_size': _count(), 'classifier.bidirectional': _flag(),
@@ -497,9 +497,9 @@ def generator_facts(cfg:dict, # settings
 
 # %% ../nbs/42_experiment.ipynb #be2d7c12
 def _of_these_images(path, cfg, sets):
-    "Was this generator trained on the data set? One that does not say belongs to another program."
+    "Was this generator trained on the data set? One that does not say is taken at its user's word."
     facts = checkpoint_info(path).get('facts')
-    if facts is None: return path.suffix != '.safetensors'
+    if facts is None: return True
     want = generator_facts(cfg, sets)
     return all(facts.get(k) == v for k, v in want.items() if k != 'images' or cfg['trainer']['eval_dataset'] == 'test')     # those held out are part of the set
 
@@ -512,9 +512,9 @@ def find_generator(cfg:dict, # settings
     found = find_checkpoints(folder, 'generator')
     if not given: found = [o for o in found if o.suffix == '.safetensors']   # foreign ones only where they are pointed at
     with blame(key): fit = [o for o in found if _of_these_images(o, cfg, sets)]
-    newest = {o.parent: o for o in fit}
+    newest = sorted({o.parent: o for o in fit}.values(), key=lambda o: checkpoint_info(o).get('created', ''))     # oldest run first
     if given and not newest: raise ConfigError(f"{key}={given}: " + (f"{found[0]} was trained on other images" if found else f"no generator_<updates> checkpoint below {folder}"))
-    return list(newest.values())[cfg['trial_id'] % len(newest)] if newest else None
+    return newest[cfg['trial_id'] % len(newest)] if newest else None
 
 def build_generator(cfg, sets, device, say=print):
     "The generator of synthetic images, on its device and in evaluation mode, and where it comes from."

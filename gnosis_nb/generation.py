@@ -6,7 +6,7 @@
 __all__ = ['GENERATION_SETTINGS', 'check_generation', 'gan_augmentation', 'load_real', 'find_judge', 'train_judge', 'pick_judge',
            'image_generation']
 
-# %% ../nbs/42_generation.ipynb #06c6c51d
+# %% ../nbs/42_generation.ipynb #77ff189f
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from .data.vision import DataNotFound, ImageSets, split_dataset
 from .data.zoo import load_vision
 from .distill import FidelityTable
 from .engine import peak_memory
-from .experiment import (SETTINGS, ConfigError, blame, check_settings, derive_seed, evaluation_rows, gan_networks, gan_options, generator_facts, load_network, network_spec, pick_device, run_folder, set_seed,
+from .experiment import (OPTIONS, SETTINGS, ConfigError, blame, check_settings, derive_seed, evaluation_rows, gan_networks, gan_options, generator_facts, load_network, network_spec, pick_device, run_folder, set_seed,
                                   _count, _fit, _flag, _kind, _load, _natural, _not_negative, _one_of, _positive, _text)
 from .gan import GANTable, SampleGrid, gan_dls, gan_learner
 from .learner import teacher_learner
@@ -30,11 +30,11 @@ from .resume import KeepState
 from .runs import Run, find_unfinished
 from .storage import CheckpointError, checkpoint_info, find_checkpoints, load_checkpoint, save_checkpoint
 
-# %% ../nbs/42_generation.ipynb #e808d3bd
+# %% ../nbs/42_generation.ipynb #68578048
 GENERATION_SETTINGS = {
     **{k: v for k, v in SETTINGS.items() if k in ('trial_id', 'seed', 'device', 'data_dir', 'exp_name', 'job_name', 'augmentation.random_apply.p', 'dataloader.batch_size', 'dataloader.num_workers', 'trainer.precision', 'trainer.channels_last', 'trainer.num_epochs')
        or k.startswith(('dataset.', 'logger.', 'classifier.', 'density_model.'))},
-    'resume': _flag(), 'augmentation.transforms_list': _kind(list, none=True), 'augmentation.normalization': _one_of('unitcube'),
+    'resume': _flag(), 'density_model.loss': OPTIONS['density_model.loss'], 'augmentation.transforms_list': _kind(list, none=True), 'augmentation.normalization': _one_of('unitcube'),
     **{f'trainer.{k}': _count() for k in ('num_gen_updates', 'gen_update_period', 'disc_update_period', 'eval_period', 'num_eval_samples', 'checkpoint_period')},
     'trainer.optimizer.name': _text(), 'trainer.optimizer.lr': _positive(), 'trainer.optimizer.betas': _kind(list, lambda v: len(v) == 2 and all(isinstance(o, (int, float)) and 0 <= o < 1 for o in v), ' of two numbers in [0, 1)'),
     'trainer.lr_decay.min_lr': _not_negative(), 'trainer.lr_decay.start': _natural(), 'trainer.lr_decay.stop': _count(),

@@ -9,6 +9,7 @@ __all__ = ['GAN_LOSSES', 'hinge_discriminator', 'hinge_generator', 'bce_discrimi
 # %% ../nbs/35_gan.ipynb #d483fc24
 from collections.abc import Callable
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from fastai.learner import Learner
 from fastai.metrics import ValueMetric
 from fastcore.basics import patch
 from fastcore.foundation import L
+from IPython.display import display
 
 from .data.loaders import ImageLoader, show_images
 from .data.vision import ImageSets, normalizer
@@ -211,10 +213,9 @@ def gan_learner(
 class GANTable(Callback):
     "One row an epoch in `.rows`: generator updates, losses, learning rate, scores. Losses that are no numbers end the training."
     order = 1020                                                             # after the scores
-    shown = dict(disc_loss='disc', gen_loss='gen')                           # what progress tells of a row
     def __init__(self,
         sink:Callable|None=None): # called with each finished row, a dict
-        self.sink, self.rows = sink, []
+        self.sink, self.rows, self.shown = sink, [], {}
 
     def before_fit(self): self.rows = []
     def after_train(self):
@@ -223,6 +224,7 @@ class GANTable(Callback):
         for k in engine.losses():
             if not abs(row[k]) < float('inf'): raise FloatingPointError(f"training diverged: {k} of epoch {self.epoch + 1} is {row[k]} at learning rate {row['lr']:g}")
         self.rows.append(row)
+        self.shown = {'disc_loss': 'disc', 'gen_loss': 'gen', **{k: k for k in getattr(self.learn, 'scores', {})}}     # what progress tells of a row
         if self.sink: self.sink(row)
 
     def state_dict(self): return dict(rows=self.rows)
@@ -236,11 +238,12 @@ class SampleGrid(Callback):
         n:int=10, # images in a row
         most:int=20, # rows drawn, spread over the training
         seed:int=0, # of the noise
-        sink:Callable|None=None): # called with this callback after each epoch
-        self.n, self.most, self.seed, self.sink = n, most, seed, sink
-        self.images, self.updates = torch.empty(0), []
+        sink:Callable|None=None, # called with this callback after each epoch
+        show:bool=False): # draw the grid in the notebook while it grows
+        self.n, self.most, self.seed, self.sink, self.show = n, most, seed, sink, show
+        self.images, self.updates, self.handle = torch.empty(0), [], None
 
-    def before_fit(self): self.images, self.updates = torch.empty(0), []
+    def before_fit(self): self.images, self.updates, self.handle = torch.empty(0), [], None
     def after_train(self):
         G, mode = self.model.generator, self.model.generator.training
         rng = torch.Generator(next(G.parameters()).device).manual_seed(self.seed)
@@ -250,6 +253,13 @@ class SampleGrid(Callback):
         self.images = torch.cat([self.images, x]) if len(self.images) else x
         self.updates.append(self.learn.gan_engine.gen_updates)
         if self.sink: self.sink(self)
+        if self.show: self._draw()
+
+    def _draw(self):
+        fig = self.plot()
+        if self.handle is None: self.handle = display(fig, display_id=True)
+        else: self.handle.update(fig)
+        plt.close(fig)
 
     def plot(self):
         "The grid; returns the figure."

@@ -54,6 +54,9 @@ class Distillation(Callback):
         rows = getattr(self.dl, 'made_of', None)
         self.learn.teacher_logits = self._ask() if rows is None else self._recall(rows)
 
+    def state_dict(self): return dict(self.loss.state_dict())                # losses may have a schedule, and random numbers
+    def load_state_dict(self, state): self.loss.load_state_dict(state)
+
     def after_fit(self):
         self.answers = {}
         if isinstance(self.learn.loss_func, _Objective): self.learn.loss_func = self.learn.loss_func.plain
@@ -181,6 +184,9 @@ class FidelityTable(Callback):
         known, fixed = self.teacher_features.get(self.dl), getattr(self.dl, 'made_of', None) is not None and not self.dl.shuffle
         if known is None and fixed and has_stages(self.learn.teacher): known = self.teacher_features[self.dl] = stage_features(self.learn.teacher, self.dl)
         return stage_cka(self.model, self.learn.teacher, self.dl, teacher_features=known)
+
+    def state_dict(self): return dict(rows=self.rows)
+    def load_state_dict(self, state): self.rows = list(state['rows'])
 
     def after_epoch(self):
         self.skip_valid = False

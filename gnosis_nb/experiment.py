@@ -134,7 +134,7 @@ def _fits(value, kind):
 def nearest_setting(key:str, # an unknown one
                     settings:dict=SETTINGS): # those there are
     "A setting that may have been meant, in words; '' if there is none."
-    known = [*settings, *OPTIONS]
+    known = [o for o in (*settings, *OPTIONS) if o != key]
     near = [o for o in known if o.split('.')[-1] == key.split('.')[-1]] or difflib.get_close_matches(key, known, 1)
     return f", did you mean {near[0]}?" if near else ''
 
@@ -242,6 +242,16 @@ def _divide(cfg, train, test):
             raise ConfigError(f"{key}={splits}: has no {train.unit} with dataset.subsample.ratio={data['subsample']['ratio']} of {len(train)}")
     return train, test, parts
 
+# %% ../nbs/42_experiment.ipynb #f1f24fb5
+def _statistics(cfg, sets):
+    "Those of the images, and of `dataset.statistics` in their place."
+    given, channels = {k: tuple(v) for k, v in cfg['dataset']['statistics'].items() if v is not None}, sets.train.shape[0]
+    for k, v in given.items():
+        if len(v) != channels: raise ConfigError(f"dataset.statistics.{k}={list(v)}: expected {channels} numbers, one per channel")
+    res = {**sets.statistics, **given}
+    with blame('dataset.statistics'): normalizer(cfg['augmentation']['normalization'], res)
+    return res
+
 # %% ../nbs/42_experiment.ipynb #bc3efe68
 def load_data(cfg:dict, # settings
              )->tuple: # training parts [2 + number of extra sets], ImageSets of all training images and the evaluation images
@@ -249,11 +259,7 @@ def load_data(cfg:dict, # settings
     data = cfg['dataset']
     sets = _load(load_vision, data)
     train, test, parts = _divide(cfg, sets.train, sets.test)
-    given = {k: tuple(v) for k, v in data['statistics'].items() if v is not None}
-    for k, v in given.items():
-        if len(v) != train.shape[0]: raise ConfigError(f"dataset.statistics.{k}={list(v)}: expected {train.shape[0]} numbers, one per channel")
-    sets = ImageSets(train, test, {**sets.statistics, **given})
-    with blame('dataset.statistics'): normalizer(cfg['augmentation']['normalization'], sets.statistics)
+    sets = ImageSets(train, test, _statistics(cfg, sets))
     extra = cfg['distill_loader']['extra'] if cfg['trainer']['distill_teacher'] else []
     return parts + [load_extra(f'distill_loader.extra[{i}]', o, sets.train.shape, data['download']) for i, o in enumerate(extra)], sets
 
@@ -493,33 +499,45 @@ def generator_facts(cfg:dict, # settings
                     sets:ImageSets, # images of the data set, none held out
                    )->dict: # JSON values
     "What a generator must have in common with a configuration to make images for it."
-    return dict(dataset=cfg['dataset']['name'], images=sets.train.fingerprint())
+    return dict(dataset=cfg['dataset']['name'], images=sets.train.fingerprint(labels=False))
 
 # %% ../nbs/42_experiment.ipynb #be2d7c12
-def _of_these_images(path, cfg, sets):
-    "Was this generator trained on the data set? One that does not say is taken at its user's word."
-    facts = checkpoint_info(path).get('facts')
-    if facts is None: return True
-    want = generator_facts(cfg, sets)
-    return all(facts.get(k) == v for k, v in want.items() if k != 'images' or cfg['trainer']['eval_dataset'] == 'test')     # those held out are part of the set
+def _misfit(info, cfg, sets):
+    "Why this generator is not for these settings, in words; None if it is. One that does not say is taken at its user's word."
+    d, facts, spec = cfg['density_model'], info.get('facts', {}), info.get('spec', {})
+    if spec and spec['name'] != d['name']: return f"is a {spec['name']}, density_model={d['name']}"
+    if spec and d.get('size') and spec['size'] != d['size']: return f"makes images of {spec['size']} pixels, density_model.size={d['size']}"
+    held_out = cfg['trainer']['eval_dataset'] != 'test'                      # those held out are part of the set
+    if any(facts[k] != v for k, v in generator_facts(cfg, sets).items() if k in facts and not (k == 'images' and held_out)): return 'was trained on other images'
+
+def _updates(path): return int(path.stem.split('_')[-1])
 
 def find_generator(cfg:dict, # settings
-                   sets:ImageSets): # their images
-    "The newest generator of this trial's run, or None where nobody has trained one on these images."
+                   sets:ImageSets, # their images
+                   say=print, # where sentences for the user go
+                  )->Path|None:
+    "A generator for these images: of the runs with the most updates that of this trial, oldest run first. None where nobody has trained one."
     d = cfg['density_model']
     given = d['ckpt_dir'] or d['ckpt_path']
     folder, key = Path(cfg['data_dir'])/(given or '.'), 'density_model.ckpt_path' if d['ckpt_path'] else 'density_model.ckpt_dir'
-    found = find_checkpoints(folder, 'generator')
-    if not given: found = [o for o in found if o.suffix == '.safetensors']   # foreign ones only where they are pointed at
-    with blame(key): fit = [o for o in found if _of_these_images(o, cfg, sets)]
-    newest = sorted({o.parent: o for o in fit}.values(), key=lambda o: checkpoint_info(o).get('created', ''))     # oldest run first
-    if given and not newest: raise ConfigError(f"{key}={given}: " + (f"{found[0]} was trained on other images" if found else f"no generator_<updates> checkpoint below {folder}"))
+    found, problem = [], None
+    for path in find_checkpoints(folder, 'generator'):
+        if not given and path.suffix != '.safetensors': continue             # foreign ones only where they are pointed at
+        try: info = checkpoint_info(path)
+        except CheckpointError as e:
+            if given: raise ConfigError(f"{key}: {e}") from e
+            say(f"left out: {e}"); continue
+        if why := _misfit(info, cfg, sets): problem = problem or f"{path} {why}"
+        else: found.append((info.get('created', ''), path))
+    if given and not found: raise ConfigError(f"{key}={given}: {problem or f'no generator_<updates> checkpoint below {folder}'}")
+    most = max((_updates(o) for _, o in found), default=0)
+    newest = [o for _, o in sorted(found, key=lambda o: o[0]) if _updates(o) == most]
     return newest[cfg['trial_id'] % len(newest)] if newest else None
 
 def build_generator(cfg, sets, device, say=print):
     "The generator of synthetic images, on its device and in evaluation mode, and where it comes from."
     if not cfg['distill_loader'].get('synth_ratio'): return None, None
-    path = find_generator(cfg, sets)
+    path = find_generator(cfg, sets, say)
     spec = checkpoint_info(path).get('spec') if path else None
     if spec: net = build_gan(**spec)[0]
     else: net = gan_networks(cfg, sets.train.shape[0], derive_seed(cfg['seed'], 'generator'))[0]
@@ -531,6 +549,8 @@ def build_generator(cfg, sets, device, say=print):
 class _Seeded:
     "A generator that draws from its own random numbers, images of the size of the real ones."
     def __init__(self, net, seed, size, device): self.net, self.size, self.rng = net, size, torch.Generator(device).manual_seed(seed)
+    def state_dict(self): return dict(rng=self.rng.get_state())
+    def load_state_dict(self, state): self.rng.set_state(state['rng'])
     def sample(self, n):
         x = self.net.sample(n, generator=self.rng)
         return x if x.shape[2:] == self.size else F.interpolate(x, self.size, mode='bilinear', antialias=True, align_corners=False)
@@ -627,6 +647,7 @@ def _classification(cfg, parts, sets, device, say):
         say(f"run: {run.path} on {device}: {n_teacher} training {sets.train.unit}" + (f", {n_student} for the student" if n_student not in (0, n_teacher) else '')
             + f", {len(sets.test)} for evaluation, {sets.train.num_classes} classes")
         run.set_state('running', device=str(device))
+        if hasattr(sets, 'words'): write_atomic(run.path/'words.txt', lambda tmp: tmp.write_text('\n'.join(sets.words), encoding='utf-8'))
         teachers = complete_teachers(cfg, run, ready, parts, sets, device)
         dl = evaluation_loader(cfg, sets, device)
         if cfg['trainer']['distill_teacher']:
@@ -659,10 +680,7 @@ def text_classification(cfg:dict, # settings, as composed from `gnosis_nb/config
     check_settings(cfg, TEXT_SETTINGS); check_combinations(cfg)
     device = pick_device(cfg['device'])
     set_seed(cfg['seed'])
-    parts, sets = load_texts(cfg)
-    run = _classification(cfg, parts, sets, device, say)
-    write_atomic(run.path/'words.txt', lambda tmp: tmp.write_text('\n'.join(sets.words), encoding='utf-8'))
-    return run
+    return _classification(cfg, *load_texts(cfg), device, say)
 
 # %% ../nbs/42_experiment.ipynb #1b0b8e40
 def finish(run:Run, report:pd.DataFrame, say=print, unit='images'):

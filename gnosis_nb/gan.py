@@ -49,13 +49,15 @@ def gan_dls(
     seed:int=0, # of the loader
     device=None, # where the data lives; default: the accelerator, where there is one
     num_workers:int|None=None, # of sets that are streamed
+    n_real:int=5000, # images for the judge, drawn at random: sets may be stored by class
 ) -> DataLoaders:
-    "An endless stream of real images in [-1, 1] for training, and the images in order."
+    "An endless stream of real images in [-1, 1] for training, and some of the images for the judge."
     for k, v in dict(gen_updates=gen_updates, gen_update_period=gen_update_period).items():
         if v < 1: raise ValueError(f"{k}={v}: expected at least 1")
     norm = normalizer('unitcube', sets.statistics)
     stream = ImageLoader(sets.train, bs, shuffle=True, augment=augment, norm=norm, seed=seed, device=device, num_workers=num_workers, n_batches=gen_updates * gen_update_period)
-    return DataLoaders(stream, ImageLoader(sets.train, 256, norm=norm, device=device, num_workers=num_workers), device=stream.device)
+    some = torch.randperm(len(sets.train), generator=torch.Generator().manual_seed(seed))[:n_real]
+    return DataLoaders(stream, ImageLoader(sets.train.subset(some), 256, norm=norm, device=device, num_workers=num_workers), device=stream.device)
 
 # %% ../nbs/35_gan.ipynb #427db0f8
 class GAN(nn.Module):
@@ -185,8 +187,12 @@ class _Scores(Callback):
     "Judge the samples at the end of an epoch of training."
     order = 1010                                                             # after the last update
     def __init__(self, quality): self.quality = quality
-    def before_fit(self): self.learn.scores = {}
-    def after_train(self): self.learn.scores = self.quality(self.model.generator)
+    def before_fit(self): self.learn.scores, self.judged = {}, None
+    def after_train(self): self.now()
+    def now(self):
+        "The scores of this epoch, judged once, whoever asks first."
+        if self.judged != self.epoch: self.learn.scores, self.judged = self.quality(self.model.generator), self.epoch
+        return self.learn.scores
 
 def gan_learner(
     dls, # of `gan_dls`
@@ -202,11 +208,12 @@ def gan_learner(
     **engine, # of `GANEngine`: gen_update_period, min_lr, precision, …
 ) -> Learner:
     "A Learner that trains a GAN; the defaults are those of the paper's SN-GAN."
-    own = GANEngine(loss, **engine)
+    own, judged = GANEngine(loss, **engine), _Scores(quality) if quality else None
     if len(dls.train) % own.periods[1]: raise ValueError(f"gen_update_period={own.periods[1]}: expected a divisor of the {len(dls.train)} batches of an epoch")
     gan = GAN(generator, discriminator).to(dls.device)
-    learn = Learner(dls, gan, F.mse_loss, opt_func=optimizer(opt, betas=tuple(betas)), lr=lr, splitter=_groups, wd=0., cbs=[own, *([_Scores(quality)] if quality else []), *L(cbs)])
-    learn.metrics = L(ValueMetric(lambda: own.losses()['gen_loss'], 'gen_loss'), *(ValueMetric(lambda k=k: learn.scores[k], k) for k in (quality.names if quality else []))) + L(metrics)
+    learn = Learner(dls, gan, F.mse_loss, opt_func=optimizer(opt, betas=tuple(betas)), lr=lr, splitter=_groups, wd=0., cbs=[own, *L(judged), *L(cbs)])
+    learn.metrics = L(ValueMetric(lambda: own.losses()['gen_loss'], 'gen_loss'), *(ValueMetric(lambda k=k: judged.now()[k], k) for k in (quality.names if quality else []))) + L(metrics)
+    learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False # there is no validation
     return learn
 
 # %% ../nbs/35_gan.ipynb #237a7720

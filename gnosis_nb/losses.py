@@ -93,6 +93,10 @@ class HardCrossEntropy(_DistillationLoss):
         if not 0 <= corruption_ratio <= 1: raise ValueError(f'corruption_ratio is {corruption_ratio}; expected a number in [0, 1]')
         self.mode, self.corruption_ratio, self.generator = mode, corruption_ratio, generator
 
+    def get_extra_state(self): return self.generator.get_state() if self.generator else torch.empty(0, dtype=torch.uint8)     # a part of `state_dict`
+    def set_extra_state(self, state):
+        if self.generator and len(state): self.generator.set_state(state)
+
     def labels(self, log_t:Tensor) -> Tensor:
         "Labels [batch, 1] for teacher log probabilities [batch, classes]."
         if self.mode == 'sample': log_t = log_t - (-_uniform(log_t.shape, log_t, self.generator).log()).log()

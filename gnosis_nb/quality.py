@@ -86,13 +86,13 @@ _FIDELITY_WEIGHTS = 'https://github.com/toshas/torch-fidelity/releases/download/
 def _weights(url, name):
     "The state dict at `url`, kept in torch's hub folder."
     path = Path(torch.hub.get_dir())/'checkpoints'/Path(url).name
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split('-')[-1])
-        return path, torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e:
-        raise DataNotFound(f"judge={name!r}: the weights of Inception-v3 are not at {path}, and cannot be had from {url} ({type(e).__name__}: {e}); put the file there, or use the judge 'classifier'") from e
+    instead = "put the file there, or use the judge 'classifier'"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try: torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split('-')[-1])
+        except Exception as e: raise DataNotFound(f"judge={name!r}: the weights of Inception-v3 are not at {path}, and cannot be had from {url} ({type(e).__name__}: {e}); {instead}") from e
+    try: return path, torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as e: raise DataNotFound(f"judge={name!r}: {path} is damaged or not what it should be ({type(e).__name__}); delete it to fetch it from {url}, or {instead}") from e
 
 def _rgb(x): return x if x.shape[1] == 3 else x[:, :1].expand(-1, 3, -1, -1)
 

@@ -36,8 +36,11 @@ def _has_state(o): return all(callable(getattr(type(o), k, None)) for k in ('sta
 
 def _holders(learn):
     "What has a state beside model and optimiser, by name."
-    named = {'train': learn.dls.train, **{f'{type(cb).__name__}': cb for cb in learn.cbs if not isinstance(cb, KeepState)}}
-    return {k: o for k, o in named.items() if _has_state(o)}
+    if not _has_state(learn.dls.train): raise TypeError(f"dls.train={type(learn.dls.train).__name__}: expected a loader with state_dict and load_state_dict, or the order of the data is lost")
+    named = {'train': learn.dls.train}
+    for cb in learn.cbs:
+        if _has_state(cb) and not isinstance(cb, KeepState): named[f'{type(cb).__name__}{sum(type(cb) is type(o) for o in named.values()) or ""}'] = cb
+    return named
 
 def _split(state, prefix, tensors):
     "Move the tensors of a nested state into `tensors`, under `prefix`; returns the rest."

@@ -12,7 +12,8 @@ from gnosis_nb.data.text import basic_english, encode_texts, imdb, load_text
 from gnosis_nb.data.vision import DataNotFound
 
 RECORDED = json.loads((Path(__file__).parent/'data'/'torchtext.json').read_text(encoding='utf-8'))
-REVIEWS = Path(__file__).parent.parent/'data'/'datasets'/'aclImdb'/'train'
+SETS = Path(__file__).parent.parent/'data/datasets'
+REVIEWS = next((o for o in (SETS/'imdb/aclImdb/train', SETS/'aclImdb/train') if o.is_dir()), SETS/'aclImdb/train')
 
 
 def archive(root, reviews, monkeypatch):

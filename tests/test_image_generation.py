@@ -52,8 +52,15 @@ def test_generators_are_found_by_trial_and_by_their_images(cifar, tmp_path):
     assert any(o.startswith('generator: UNTRAINED') for o in lines)          # those are of other images
     with pytest.raises(ConfigError, match='density_model.ckpt_dir=image_generation: .* was trained on other images'):
         distil('out', *student, 'dataset=digits', 'dataset.size=32', 'density_model.ckpt_dir=image_generation')
-    _, lines = distil('out', *student, 'trainer.eval_dataset=val')           # a fifth held out: still the same set
-    assert any(f'{gans[0].path}' in o for o in lines)
+    for same in (['trainer.eval_dataset=val'], ['dataset.shuffle_train_targets.enabled=true', 'dataset.shuffle_train_targets.ratio=0.5']):     # held out, other labels: still these images
+        _, lines = distil('out', *student, *same)
+        assert f'generator: {gans[0].path}/generator_4.safetensors' in lines
+    (tmp_path/'out/junk').mkdir()
+    (tmp_path/'out/junk/generator_9.safetensors').write_bytes(b'no')
+    generate('out', *TINY, 'trainer.num_gen_updates=1', 'trainer.eval_period=1', 'trainer.checkpoint_period=1', 'judge.name=none', 'trial_id=2')     # one that has hardly begun
+    _, lines = distil('out', *student)
+    assert f'generator: {gans[0].path}/generator_4.safetensors' in lines and any(o.startswith('left out: out/junk/generator_9') for o in lines)
+    with pytest.raises(ConfigError, match='density_model.ckpt_dir=image_generation: .* is a sngan, density_model=dcgan'): distil('out', *student, 'density_model=dcgan', 'density_model.ckpt_dir=image_generation')
 
 
 def test_samples_have_the_size_of_the_real_images(tmp_path):

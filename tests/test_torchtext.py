@@ -10,7 +10,7 @@ from gnosis_nb.data.text import basic_english, encode_texts, imdb, pick_backend,
 if pick_backend() != 'torchtext': pytest.skip('needs torchtext: make torchtext', allow_module_level=True)
 
 ROOT = Path(__file__).parent.parent
-REVIEWS = ROOT/'data'/'datasets'/'aclImdb'
+REVIEWS = next((o for o in (ROOT/'data/datasets/imdb/aclImdb', ROOT/'data/datasets/aclImdb') if o.is_dir()), ROOT/'data/datasets/aclImdb')
 
 
 def both(corpora, min_freq):

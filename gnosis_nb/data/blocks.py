@@ -156,11 +156,20 @@ class DistillLoader(DataLoader):
 
     def one_batch(self):
         "The first batch of an epoch; looking at it changes nothing."
-        generators = [o.generator for o in [self, *self.parts]]
-        states = [o.get_state() for o in generators]
+        state = self.state_dict()
         try: return next(self.batches(self._index_batches()[:1], workers=0))
-        finally:
-            for o, state in zip(generators, states): o.set_state(state)
+        finally: self.load_state_dict(state)
+
+    def state_dict(self):
+        "Where the loader, its parts and its source of synthetic rows are in their random numbers, between two epochs."
+        synth = dict(synth=self.synth.state_dict()) if hasattr(type(self.synth), 'load_state_dict') and not isinstance(self.synth, torch.nn.Module) else {}
+        return dict(generator=self.generator.get_state(), parts={str(i): o.state_dict() for i, o in enumerate(self.parts)}, **synth)
+
+    def load_state_dict(self, state):
+        "Go on from there."
+        self.generator.set_state(state['generator'])
+        for i, o in enumerate(self.parts): o.load_state_dict(state['parts'][str(i)])
+        if 'synth' in state: self.synth.load_state_dict(state['synth'])
 
     def new(self, dataset=None, **kwargs):
         "A loader like this one, with some arguments changed. The images are those of its parts, or none, if `dataset` is empty: what an exported Learner keeps."

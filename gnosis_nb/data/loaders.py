@@ -55,7 +55,7 @@ class BatchLoader(DataLoader):
 
     def new(self, dataset=None, **kwargs):
         "A loader like this one, with some arguments changed."
-        own = {k: getattr(self, k) for k in ['bs', 'shuffle', 'drop_last', 'seed', 'device', *(['n_batches'] if self.n_batches else []), *self.own]}
+        own = {k: getattr(self, k) for k in ['bs', 'shuffle', 'drop_last', 'seed', 'device', *(['n_batches'] if self.n_batches and len(self.dataset if dataset is None else dataset) else []), *self.own]}
         get_idxs = kwargs.pop('get_idxs', None)                            # fastai's get_preds fixes the order with it
         known = inspect.signature(type(self)).parameters
         kwargs = {k: v for k, v in kwargs.items() if k in known}

@@ -99,10 +99,10 @@ def vocab(self:Examples):
 
 # %% ../../nbs/20_data.vision.ipynb #cbd051c0
 @patch
-def fingerprint(self:ImageData):
+def fingerprint(self:ImageData, labels=True): # of labels, too
     "A checksum (CRC-32) of pixels and labels: another image, label or order gives another number."
-    pixels, labels = (t.cpu().contiguous().numpy() for t in (self.images, self.targets))
-    return zlib.crc32(labels, zlib.crc32(pixels))
+    pixels = zlib.crc32(self.images.cpu().contiguous().numpy())
+    return zlib.crc32(self.targets.cpu().contiguous().numpy(), pixels) if labels else pixels
 
 # %% ../../nbs/20_data.vision.ipynb #6bc1fa6b
 def _open_image(file):
@@ -154,11 +154,12 @@ def read(self:ImageFiles,
     return im if isinstance(im, torch.Tensor) else pil_to_tensor(im)
 
 @patch
-def fingerprint(self:ImageFiles):
+def fingerprint(self:ImageFiles, labels=True): # of labels, too
     "A checksum (CRC-32) of the files' names below the folder that they share, their sizes in bytes, and the labels; reads no pixels."
     root = os.path.commonpath([f.parent for f in self.files]) if self.files else ''
     listing = ''.join(f'{f.relative_to(root).as_posix()}\0{f.stat().st_size}\n' for f in self.files)
-    return zlib.crc32(self.targets.cpu().numpy(), zlib.crc32(listing.encode()))
+    names = zlib.crc32(listing.encode())
+    return zlib.crc32(self.targets.cpu().numpy(), names) if labels else names
 
 # %% ../../nbs/20_data.vision.ipynb #7b2fe907
 @patch

@@ -96,10 +96,7 @@ def find_judge(cfg:dict, # settings
               )->Path|None: # a checkpoint
     "The most accurate classifier of these images below `data_dir`, or that of `judge.ckpt_path`; None if there is none."
     given = cfg['judge']['ckpt_path']
-    if given:
-        path = Path(cfg['data_dir'])/given
-        if not path.is_file(): raise ConfigError(f"judge.ckpt_path={given}: there is no {path}")
-        return path
+    if given: return Path(cfg['data_dir'])/given
     best, facts = {}, _judge_facts(cfg, sets)
     for path in find_checkpoints(cfg['data_dir'], 'teacher') + find_checkpoints(cfg['data_dir'], 'judge'):
         try: info = checkpoint_info(path)

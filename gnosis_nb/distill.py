@@ -122,6 +122,7 @@ class FreezeBatchNorm(Callback):
 class FidelityTable(Callback):
     "One row of metrics an epoch in `.rows`; evaluates every `eval_period` epochs and after the last."
     order = 96                                                              # after `Distillation` has asked the teacher
+    patience = 5.                                                           # seconds from one look at the loss to the next
     shown = dict(train_loss='loss', test_acc='accuracy', test_ts_agree='agreement')     # what progress tells of a row
     def __init__(self,
         eval_period:int=1, # epochs from one evaluation to the next
@@ -132,7 +133,7 @@ class FidelityTable(Callback):
 
     def before_fit(self):
         self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))     # neither is training
-        self.teacher_features = {}                                                  # of the teacher
+        self.teacher_features, self.row = {}, {}
     def before_epoch(self): self.row = {}
     def before_train(self):
         self.skip_valid = (self.epoch + 1) % self.eval_period != 0 and self.epoch + 1 != self.n_epoch
@@ -170,7 +171,7 @@ class FidelityTable(Callback):
 
     def _look(self):
         "Long epochs do not have to end before a divergence is seen."
-        if time.monotonic() - self.looked < 5: return
+        if time.monotonic() - self.looked < self.patience: return
         self.looked = time.monotonic()
         if not math.isfinite(self.loss): self._check('train')
 
@@ -217,8 +218,10 @@ class PrintProgress(Callback):
         self.out = out or sys.stderr
         self.tty = self.out.isatty()
 
-    def before_fit(self): self.start, self.seen, self.last, self.busy = time.time(), 0, 0., 0.
-    def before_train(self): self.began = time.time()
+    def before_fit(self): self.start, self.seen, self.last, self.busy, self.first = time.time(), 0, 0., 0., None
+    def before_train(self):
+        self.began = time.time()
+        if self.first is None: self.first = self.epoch                      # a fit may go on in the middle
     def after_train(self): self.busy += time.time() - self.began
     def after_batch(self):
         if not self.training: return
@@ -232,7 +235,7 @@ class PrintProgress(Callback):
     def _write(self, done):
         self.last, spent = time.time(), time.time() - self.start
         busy = self.busy + (time.time() - self.began if self.training else 0)   # rate of training, evaluation left out
-        left = spent / max(done, 1e-9) * (self.n_epoch - done)
+        left = spent / max(done - self.first, 1e-9) * (self.n_epoch - done)
         shown = {k: v for o in (self.table.rows[-20:] if self.table else []) for k, v in o.items()}
         stats = ''.join(f' {name} {shown[k]:.3f}' for k, name in (self.table.shown if self.table else {}).items() if k in shown)
         line = f"{self.title} epoch {math.ceil(done)}/{self.n_epoch}{stats} | {self.seen / busy:.0f} {self.unit}/s, {left:.0f} s left"

@@ -7,10 +7,10 @@ __all__ = ['SETTINGS', 'OPTIONS', 'TEXT_SETTINGS', 'ConfigError', 'blame', 'near
            'check_combinations', 'derive_seed', 'set_seed', 'pick_device', 'load_data', 'load_texts', 'load_extra',
            'student_parts', 'student_temps', 'image_augmentation', 'network_options', 'network_spec', 'build_network',
            'load_network', 'teacher_facts', 'find_teachers', 'batch_loader', 'teacher_loaders', 'prepare_teacher',
-           'choose_teachers', 'load_teachers', 'complete_teachers', 'build_loss', 'gan_options', 'gan_networks',
-           'generator_facts', 'find_generator', 'build_generator', 'distill_loader', 'evaluation_rows',
-           'evaluation_loader', 'prepare_student', 'plot_run', 'run_folder', 'check_buildable', 'image_classification',
-           'text_classification', 'finish']
+           'choose_teachers', 'unchanged', 'load_teachers', 'plan_teachers', 'complete_teachers', 'build_loss',
+           'gan_options', 'gan_networks', 'generator_facts', 'find_generator', 'build_generator', 'distill_loader',
+           'evaluation_rows', 'evaluation_loader', 'prepare_student', 'plot_run', 'claim', 'check_buildable',
+           'image_classification', 'text_classification', 'finish']
 
 # %% ../nbs/42_experiment.ipynb #ecdb97aa
 import difflib
@@ -18,8 +18,7 @@ import math
 import random
 import re
 import zlib
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -45,8 +44,9 @@ from .learner import optimizer, student_learner, teacher_learner
 from .losses import LOSSES
 from .metrics import fidelity_report
 from .models import ClassifierEnsemble, build_classifier, build_gan
-from .runs import Run, random_name
-from .storage import CheckpointError, checkpoint_info, find_checkpoints, load_checkpoint, load_weights, select_checkpoints, write_atomic
+from .resume import KeepState
+from .runs import Run, claim_run, random_name
+from .storage import CheckpointError, checkpoint_info, find_checkpoints, load_checkpoint, load_weights, select_checkpoints
 
 # %% ../nbs/42_experiment.ipynb #cc607206
 class ConfigError(ValueError):
@@ -75,7 +75,7 @@ def _one_of(*names): return _kind(str, lambda v: v in names, f": one of {', '.jo
 
 # %% ../nbs/42_experiment.ipynb #27b9a6d0
 SETTINGS = {
-    'trial_id': _natural(), 'seed': _seed(), 'device': _text(), 'data_dir': _text(), 'exp_name': _text(), 'job_name': _text(none=True),
+    'trial_id': _natural(), 'seed': _seed(), 'device': _text(), 'data_dir': _text(), 'exp_name': _text(), 'job_name': _text(none=True), 'resume': _flag(), 'force': _flag(),
     'logger.name': _one_of('local'),
     'dataset.name': _one_of(*VISION_SOURCES), 'dataset.root_dir': _text(none=True), 'dataset.download': _flag(),
     'dataset.subsample.ratio': _share(), 'dataset.subsample.seed': _seed(), 'dataset.subsample.split': _kind(int, lambda v: v in (0, 1), ': 0 or 1'),
@@ -86,7 +86,7 @@ SETTINGS = {
     'teacher.shuffle_ckpts': _flag(), 'teacher.ckpt_dir': _text(none=True), 'teacher.ckpt_path': _text(none=True), 'teacher.independent': _flag(),
     'teacher.trainer.num_epochs': _count(none=True), 'teacher.trainer.batch_size': _count(none=True), 'teacher.trainer.lr': _positive(none=True),
     'teacher.trainer.eta_min': _not_negative(none=True), 'teacher.trainer.weight_decay': _not_negative(none=True), 'teacher.trainer.nesterov': _flag(none=True),
-    'trainer.num_epochs': _count(), 'trainer.eval_period': _count(), 'trainer.eval_dataset': _one_of('test', 'val'),
+    'trainer.num_epochs': _count(), 'trainer.eval_period': _count(), 'trainer.eval_dataset': _one_of('test', 'val'), 'trainer.state_minutes': _not_negative(),
     'trainer.distill_teacher': _flag(), 'trainer.freeze_bn': _flag(), 'trainer.precision': _one_of('auto', 'fp32', 'bf16'),
     'trainer.channels_last': _switch, 'trainer.compile': _switch, 'trainer.teacher_cache': _not_negative(),
     'trainer.parallel_models': _kind((int, str), lambda v: v == 'auto' or not isinstance(v, str) and v > 0, ' >= 1'),
@@ -387,21 +387,31 @@ def _recipe(how, cfg):
     return dict(lr=how['lr'], momentum=how['momentum'], wd=how['weight_decay'], nesterov=how['nesterov'], opt=how['optimizer'],
                 eta_min=how['eta_min'], **{k: cfg['trainer'][k] for k in ('precision', 'channels_last', 'compile') if k in cfg['trainer']})
 
-def _fit(learn, n_epoch, title, table, seed, unit, start_epoch=0):
-    "Fit with progress as text. The global generators, from which dropout draws, are seeded, whatever was trained before."
+def _fit(cfg, run, name, learn, n_epoch, table, seed, unit, rows=None):
+    "Fit `name`, with progress as text, from the state that the run has kept of it. The global generators, from which dropout draws, are seeded, whatever was trained before."
+    state = run.load_state(name)
+    keep = KeepState(partial(run.keep_state, name), seconds=60 * cfg['trainer']['state_minutes'], state=state)
+    run.tables[rows or f'{name}_train_metrics'] = list(state[1]['holders'][type(table).__name__]['rows']) if state else []
     learn.remove_cbs([ProgressCallback, Recorder])                          # the recorder fetches the loss in every batch
-    learn.add_cb(PrintProgress(title, table, unit=unit))
+    learn.add_cbs([PrintProgress(name.replace('_', ' '), table, unit=unit), keep])
     set_seed(seed)
-    with learn.no_logging(): learn.fit(n_epoch, start_epoch=start_epoch)
+    try:
+        with learn.no_logging(): learn.fit(n_epoch, start_epoch=keep.start_epoch)
+    except BaseException:                                                   # Ctrl-C, too
+        with suppress(OSError): keep.last_words()
+        raise
+    learn.model.to(memory_format=torch.contiguous_format)                   # as it is when read from its checkpoint
 
-def _fit_all(prepare, device, parallel):
-    "Fit what functions of no argument prepare, Learners and how to fit them, several at once; returns the networks."
-    k, nets = pick_parallel(parallel, device), []
-    for i in range(0, len(prepare), k):
-        learners, fits = zip(*[o() for o in prepare[i:i+k]])
+def _fit_all(run, prepare, device, parallel):
+    "Fit what functions of no argument prepare, Learners and how to fit them, several at once, unless the run has the result already; returns the networks by name."
+    nets = {name: load_network(path).to(device) for name in prepare if (path := run.path/f'{name}.safetensors').exists()}
+    k, todo = pick_parallel(parallel, device), [name for name in prepare if name not in nets]
+    for i in range(0, len(todo), k):
+        learners, fits = zip(*[prepare[name]() for name in todo[i:i+k]])
         if k == 1: fits[0]()
         else: fit_together(fits, learners)
-        nets += [o.model for o in learners]
+        nets.update({name: o.model for name, o in zip(todo[i:i+k], learners)})
+    for name in prepare: run.drop_state(name)
     return nets
 
 # %% ../nbs/42_experiment.ipynb #76d29ca9
@@ -422,14 +432,14 @@ def teacher_loaders(cfg, parts, sets, device, seed):
 # %% ../nbs/42_experiment.ipynb #bf00cf62
 def prepare_teacher(cfg, run, number, parts, sets, device):
     "The Learner of teacher `number`, and a function that fits and saves it."
-    how, seed, facts = _training(cfg, 'teacher'), derive_seed(cfg['seed'], 'teacher', number), teacher_facts(cfg, sets)
+    name, how, seed, facts = f'teacher_{number}', _training(cfg, 'teacher'), derive_seed(cfg['seed'], 'teacher', number), teacher_facts(cfg, sets)
     net = build_network(cfg, 'teacher', sets, seed)
     run.save(f'teacher_init_{number}', net, facts=facts, epochs=0)
-    table = FidelityTable(cfg['trainer']['eval_period'], partial(run.log, f'teacher_{number}_train_metrics'))
+    table = FidelityTable(cfg['trainer']['eval_period'], partial(run.log, f'{name}_train_metrics'))
     learn = teacher_learner(teacher_loaders(cfg, parts, sets, device, seed), net, metrics=[], cbs=table, **_recipe(how, cfg))
     def fit():
-        _fit(learn, how['num_epochs'], f'teacher {number}', table, seed, sets.train.unit)
-        run.save(f'teacher_{number}', net, facts=facts, spec=network_spec(cfg, 'teacher', sets), training=how, seed=seed, epochs=how['num_epochs'], test_acc=table.rows[-1].get('test_acc'))
+        _fit(cfg, run, name, learn, how['num_epochs'], table, seed, sets.train.unit)
+        run.save(name, net, facts=facts, spec=network_spec(cfg, 'teacher', sets), training=how, seed=seed, epochs=how['num_epochs'], test_acc=table.rows[-1].get('test_acc'))
     return learn, fit
 
 # %% ../nbs/42_experiment.ipynb #190035d2
@@ -444,12 +454,26 @@ def choose_teachers(found:list, # checkpoints there are
     rest = [o for o in found if o not in first]
     return [first, take(rest, min(m, len(rest)))] if independent else [first]
 
+# %% ../nbs/42_experiment.ipynb #e997d21f
+def unchanged(
+    known:dict, # `path` and `weights`, a digest
+    what:str, # that it is, in words
+) -> tuple: # path, facts
+    "A checkpoint that a run has used before; a `ConfigError` if it is not what it was."
+    path = Path(known['path'])
+    try: info = checkpoint_info(path)
+    except (CheckpointError, FileNotFoundError): info = {'weights': None}
+    if info.get('weights') != known['weights']:
+        raise ConfigError(f"resume: {path}, {what} this run has begun with, is gone or another now; put it back, or start anew with resume=false")
+    return path, info
+
 # %% ../nbs/42_experiment.ipynb #9efc8978
 def load_teachers(cfg:dict, # settings
                   sets:ImageSets|TextSets, # their data
                   say=print, # where sentences for the user go
+                  plan:list|None=None, # of a run that goes on, as `plan_teachers` made it
                  )->list: # one or two lists of pairs: network and facts
-    "The teachers that this trial finds ready."
+    "The teachers that this trial finds ready, or those that a run has begun with."
     own = _training(cfg, 'teacher')
     def load(found):
         path, info = found
@@ -461,19 +485,25 @@ def load_teachers(cfg:dict, # settings
         if info.get('epochs', own['num_epochs']) < own['num_epochs'] or info.get('training', own)['optimizer'] != own['optimizer']:
             say(f"warning: it was trained less than or otherwise than this run would ({own['num_epochs']} epochs, {own['optimizer']}); teacher.use_ckpts=false trains new ones")
         return net, dict(info, path=str(path))
+    if plan: return [[load(unchanged(o, 'a teacher')) for o in group if 'path' in o] for group in plan]
     found = find_teachers(cfg, teacher_facts(cfg, sets), say)
     chosen = choose_teachers(found, cfg['trial_id'], cfg['teacher']['num_components'], cfg['teacher']['independent'])
     return [[load(o) for o in group] for group in chosen]
 
 # %% ../nbs/42_experiment.ipynb #9480e0a8
-def complete_teachers(cfg, run, ready, parts, sets, device):
-    "Train what `load_teachers` did not find; returns the ensembles. Which networks they are goes to the run's state."
+def plan_teachers(cfg, ready):
+    "Which networks the ensembles are made of: checkpoints, and numbers of teachers to be trained."
     used = {info.get('seed') for group in ready for _, info in group}
     numbers = (i for i in count() if derive_seed(cfg['seed'], 'teacher', i) not in used)
-    missing = [list(islice(numbers, cfg['teacher']['num_components'] - len(group))) for group in ready]
-    nets = iter(_fit_all([partial(prepare_teacher, cfg, run, i, parts, sets, device) for group in missing for i in group], device, cfg['trainer']['parallel_models']))
-    ensembles = [[(net.to(device), info['path']) for net, info in group] + [(next(nets), str(run.path/f'teacher_{i}.safetensors')) for i in new]
-                 for group, new in zip(ready, missing)]
+    return [[dict(path=info['path'], weights=info.get('weights')) for _, info in group] + [dict(number=i) for i in islice(numbers, cfg['teacher']['num_components'] - len(group))] for group in ready]
+
+def complete_teachers(cfg, run, ready, parts, sets, device):
+    "Train what `load_teachers` did not find; returns the ensembles. Which networks they are goes to the run's state."
+    if 'plan' not in run.state: run.set_state('running', plan=plan_teachers(cfg, ready))
+    new = [[f"teacher_{o['number']}" for o in group if 'number' in o] for group in run.state['plan']]
+    nets = _fit_all(run, {name: partial(prepare_teacher, cfg, run, int(name.split('_')[1]), parts, sets, device) for names in new for name in names}, device, cfg['trainer']['parallel_models'])
+    ensembles = [[(net.to(device), info['path']) for net, info in group] + [(nets[name], str(run.path/f'{name}.safetensors')) for name in names]
+                 for group, names in zip(ready, new)]
     run.set_state('running', teachers=[[path for _, path in members] for members in ensembles])
     return [ClassifierEnsemble(*(net for net, _ in members)).eval() for members in ensembles]
 
@@ -534,17 +564,18 @@ def find_generator(cfg:dict, # settings
     newest = [o for _, o in sorted(found, key=lambda o: o[0]) if _updates(o) == most]
     return newest[cfg['trial_id'] % len(newest)] if newest else None
 
-def build_generator(cfg, sets, device, say=print):
-    "The generator of synthetic images, on its device and in evaluation mode, and where it comes from."
+def build_generator(cfg, sets, device, say=print, before=None): # before: that of a run that goes on
+    "The generator of synthetic images, on its device and in evaluation mode, and where it comes from: path and digest, or 'untrained'."
     if not cfg['distill_loader'].get('synth_ratio'): return None, None
-    path = find_generator(cfg, sets, say)
+    if before: path = unchanged(before, 'the generator')[0] if before != 'untrained' else None
+    else: path = find_generator(cfg, sets, say)
     spec = checkpoint_info(path).get('spec') if path else None
     if spec: net = build_gan(**spec)[0]
     else: net = gan_networks(cfg, sets.train.shape[0], derive_seed(cfg['seed'], 'generator'))[0]
     with blame('density_model'):
         if path: load_weights(net, path)
     say(f"generator: {path}" if path else "generator: UNTRAINED, for there is no generator_<updates> checkpoint of these images below data_dir; synthetic images are noise")
-    return net.to(device).eval(), str(path or 'untrained')
+    return net.to(device).eval(), dict(path=str(path), weights=checkpoint_info(path).get('weights')) if path else 'untrained'
 
 class _Seeded:
     "A generator that draws from its own random numbers, images of the size of the real ones."
@@ -589,7 +620,7 @@ def prepare_student(cfg, run, name, teacher, parts, sets, device, generator=None
     with blame('loss'): learn = student_learner(dls, net, teacher, loss, cfg['loss']['alpha'], temp, cache=cfg['trainer']['teacher_cache'],
                                                metrics=[], cbs=table, freeze_bn=cfg['trainer'].get('freeze_bn', False), **_recipe(how, cfg))
     def fit():
-        _fit(learn, how['num_epochs'], name.replace('_', ' '), table, seed, sets.train.unit)
+        _fit(cfg, run, name, learn, how['num_epochs'], table, seed, sets.train.unit)
         run.save(name, net, training=how, seed=cfg['seed'], epochs=how['num_epochs'], spec=network_spec(cfg, 'classifier', sets))
     return learn, fit
 
@@ -617,16 +648,13 @@ def plot_run(report:pd.DataFrame, # of `fidelity_report`
     return fig
 
 # %% ../nbs/42_experiment.ipynb #6f997a44
-def run_folder(cfg:dict): # settings
-    "A new folder for a run: `data_dir/exp_name/job_name/timestamp`."
-    job = cfg['job_name'] or random_name(cfg['trial_id'])
-    base = Path(cfg['data_dir'])/cfg['exp_name']/job
-    stamp = datetime.now().strftime('%Y-%m-%d_%H-%M-%S')
-    for n in count():
-        path = base/(stamp + (f'_{n}' if n else ''))
-        try: path.mkdir(parents=True)                                        # whoever makes it, has it
-        except FileExistsError: continue
-        return path
+def claim(cfg:dict, # settings
+          data:list, # checksums of the examples
+          say=print, # where sentences for the user go
+         ):
+    "The run of these settings, as `claim_run` has it; a new one is `data_dir/exp_name/job_name/<time>`."
+    root = Path(cfg['data_dir'])
+    return claim_run(root, root/cfg['exp_name']/(cfg['job_name'] or random_name(cfg['trial_id'])), cfg, data, cfg['resume'], cfg['force'], say=say)
 
 # %% ../nbs/42_experiment.ipynb #8c655be6
 def check_buildable(cfg, parts, sets):
@@ -638,28 +666,33 @@ def check_buildable(cfg, parts, sets):
 
 # %% ../nbs/42_experiment.ipynb #2d4acbe8
 def _classification(cfg, parts, sets, device, say):
-    "The experiment, with images or texts that are there."
+    "The experiment, with images or texts that are there; one that is done is left as it is."
     check_buildable(cfg, parts, sets)
-    ready = load_teachers(cfg, sets, say)
-    folder, seen = run_folder(cfg), student_parts(cfg, parts) if cfg['trainer']['distill_teacher'] else []
-    with Run(folder, {**cfg, 'job_name': folder.parent.name}) as run:
-        n_teacher, n_student = len(parts[cfg['dataset']['subsample']['split']].labelled), sum(len(parts[i]) for i in seen)
-        say(f"run: {run.path} on {device}: {n_teacher} training {sets.train.unit}" + (f", {n_student} for the student" if n_student not in (0, n_teacher) else '')
-            + f", {len(sets.test)} for evaluation, {sets.train.num_classes} classes")
-        run.set_state('running', device=str(device))
-        if hasattr(sets, 'words'): write_atomic(run.path/'words.txt', lambda tmp: tmp.write_text('\n'.join(sets.words), encoding='utf-8'))
-        teachers = complete_teachers(cfg, run, ready, parts, sets, device)
-        dl = evaluation_loader(cfg, sets, device)
-        if cfg['trainer']['distill_teacher']:
-            generator, origin = build_generator(cfg, sets, device, say)
-            run.set_state('running', generator=origin)
-            student, *other = _fit_all([partial(prepare_student, cfg, run, name, t, parts, sets, device, generator) for name, t in
-                                        zip(('student', 'independent_student'), teachers)], device, cfg['trainer']['parallel_models'])
-            report = fidelity_report(student, teachers[0], dl, *other)
-        else: report = fidelity_report(teachers[0], teachers[0], dl).drop('student')
-        run.set_state('running', peak_memory_gb=round(peak_memory(device), 3))
-        finish(run, report, say, sets.train.unit)
+    with claim(cfg, [sets.train.fingerprint(), sets.test.fingerprint()], say) as run:
+        if run.finished: say(_shown(pd.read_csv(run.path/'fidelity.csv', index_col='model'))); return run
+        ready = load_teachers(cfg, sets, say, run.state.get('plan'))
+        with run: _distil(cfg, run, ready, parts, sets, device)
     return run
+
+def _distil(cfg, run, ready, parts, sets, device):
+    "What happens in the run's folder: teachers, students, report."
+    seen = student_parts(cfg, parts) if cfg['trainer']['distill_teacher'] else []
+    n_teacher, n_student = len(parts[cfg['dataset']['subsample']['split']].labelled), sum(len(parts[i]) for i in seen)
+    run.say(f"run: {run.path} on {device}: {n_teacher} training {sets.train.unit}" + (f", {n_student} for the student" if n_student not in (0, n_teacher) else '')
+            + f", {len(sets.test)} for evaluation, {sets.train.num_classes} classes")
+    run.set_state('running', device=str(device))
+    if hasattr(sets, 'words'): run.write_text('words.txt', '\n'.join(sets.words))
+    teachers = complete_teachers(cfg, run, ready, parts, sets, device)
+    dl = evaluation_loader(cfg, sets, device)
+    if cfg['trainer']['distill_teacher']:
+        generator, origin = build_generator(cfg, sets, device, run.say, run.state.get('generator'))
+        run.set_state('running', generator=origin)
+        prepare = {name: partial(prepare_student, cfg, run, name, t, parts, sets, device, generator) for name, t in zip(('student', 'independent_student'), teachers)}
+        students = _fit_all(run, prepare, device, cfg['trainer']['parallel_models'])
+        report = fidelity_report(students['student'], teachers[0], dl, *[students[o] for o in prepare if o != 'student'])
+    else: report = fidelity_report(teachers[0], teachers[0], dl).drop('student')
+    run.set_state('running', peak_memory_gb=round(peak_memory(device), 3))
+    finish(run, report, sets.train.unit)
 
 # %% ../nbs/42_experiment.ipynb #a3b3999a
 def image_classification(cfg:dict, # settings, as composed from `gnosis_nb/config/image_classification.yaml`
@@ -683,12 +716,14 @@ def text_classification(cfg:dict, # settings, as composed from `gnosis_nb/config
     return _classification(cfg, *load_texts(cfg), device, say)
 
 # %% ../nbs/42_experiment.ipynb #1b0b8e40
-def finish(run:Run, report:pd.DataFrame, say=print, unit='images'):
+def _shown(report): return report.to_string(float_format='{:.4f}'.format)
+
+def finish(run:Run, report:pd.DataFrame, unit='images'):
     "Write report, plot and summary of a run, and show the report."
     if not np.isfinite(report.to_numpy()).all(): raise FloatingPointError(f"a model has diverged:\n{report}")
-    report.rename_axis('model').to_csv(run.path/'fidelity.csv')
+    run.write('fidelity.csv', report.rename_axis('model').to_csv)
     fig = plot_run(report, run.tables.get('student_train_metrics', []), unit)
-    fig.savefig(run.path/'fidelity.png', dpi=120); plt.close(fig)
+    run.write('fidelity.png', partial(fig.savefig, dpi=120, format='png')); plt.close(fig)
     run.summarize(**{f"{model.replace(' ', '_')}_{k}": v for model, row in report.iterrows() for k, v in row.items()})
-    say(report.to_string(float_format='{:.4f}'.format))
-    say(f"tables, weights and plot: {run.path}; memory: {run.state['peak_memory_gb']:.1f} GB at most")
+    run.say(_shown(report))
+    run.say(f"tables, weights and plot: {run.path}; memory: {run.state['peak_memory_gb']:.1f} GB at most")

@@ -8,12 +8,12 @@ __all__ = ['GENERATION_SETTINGS', 'fit_periods', 'gan_augmentation', 'check_gene
 
 # %% ../nbs/42_generation.ipynb #ad26a857
 import inspect
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from fastai.callback.core import Callback
 
 from .data.blocks import fit_images
 from .data.loaders import image_dls
@@ -21,21 +21,20 @@ from .data.vision import DataNotFound, ImageSets, split_dataset
 from .data.zoo import load_vision
 from .distill import FidelityTable
 from .engine import peak_memory
-from .experiment import (OPTIONS, SETTINGS, ConfigError, blame, check_settings, derive_seed, evaluation_rows, gan_networks, gan_options, generator_facts, image_augmentation, load_network, network_spec, pick_device, run_folder, set_seed,
+from .experiment import (OPTIONS, SETTINGS, ConfigError, blame, check_settings, derive_seed, evaluation_rows, gan_networks, gan_options, generator_facts, image_augmentation, load_network, network_spec, pick_device, claim, set_seed, unchanged,
                                   _count, _fit, _flag, _kind, _load, _natural, _not_negative, _one_of, _positive, _statistics, _text)
 from .gan import GANTable, SampleGrid, gan_dls, gan_learner
 from .learner import optimizer, teacher_learner
 from .models import build_classifier
 from .quality import JUDGES, SampleQuality, classifier_judge
-from .resume import KeepState
-from .runs import Run, RunLocked, find_unfinished
-from .storage import CheckpointError, checkpoint_info, find_checkpoints, load_checkpoint, save_checkpoint
+from .runs import Run
+from .storage import CheckpointError, checkpoint_info, find_checkpoints
 
 # %% ../nbs/42_generation.ipynb #b60a29be
 GENERATION_SETTINGS = {
     **{k: v for k, v in SETTINGS.items() if k in ('trial_id', 'seed', 'device', 'data_dir', 'exp_name', 'job_name', 'augmentation.random_apply.p', 'dataloader.batch_size', 'dataloader.num_workers', 'trainer.precision', 'trainer.channels_last', 'trainer.num_epochs')
        or k.startswith(('dataset.', 'logger.', 'classifier.', 'density_model.'))},
-    'resume': _flag(), 'density_model.loss': OPTIONS['density_model.loss'], 'augmentation.transforms_list': _kind(list, none=True), 'augmentation.normalization': _one_of('unitcube'),
+    'resume': _flag(), 'force': _flag(), 'trainer.state_minutes': _not_negative(), 'density_model.loss': OPTIONS['density_model.loss'], 'augmentation.transforms_list': _kind(list, none=True), 'augmentation.normalization': _one_of('unitcube'),
     **{f'trainer.{k}': _count() for k in ('num_gen_updates', 'gen_update_period', 'disc_update_period', 'eval_period', 'checkpoint_period')},
     'trainer.num_eval_samples': _kind(int, lambda v: v >= 2, ' >= 2'),
     'trainer.optimizer.name': _text(), 'trainer.optimizer.lr': _positive(), 'trainer.optimizer.betas': _kind(list, none=True, ok=lambda v: len(v) == 2 and all(isinstance(o, (int, float)) and 0 <= o < 1 for o in v), text=' of two numbers in [0, 1)'),
@@ -114,17 +113,16 @@ def train_judge(cfg, run, sets, device):
     dls = image_dls(sets, 128, gan_augmentation(cfg), 'unitcube', evaluation_rows(sets, device), seed, device, num_workers=cfg['dataloader']['num_workers'])
     table = FidelityTable(cfg['trainer']['num_epochs'], partial(run.log, 'judge_train_metrics'))
     learn = teacher_learner(dls, net, metrics=[], cbs=table, precision=cfg['trainer']['precision'])
-    _fit(learn, cfg['trainer']['num_epochs'], 'judge', table, seed, 'images')
-    return run.save('judge_0', net, facts=_judge_facts(cfg, sets), spec=spec, epochs=cfg['trainer']['num_epochs'], test_acc=table.rows[-1]['test_acc'])
+    _fit(cfg, run, 'judge_0', learn, cfg['trainer']['num_epochs'], table, seed, 'images', rows='judge_train_metrics')
+    path = run.save('judge_0', net, facts=_judge_facts(cfg, sets), spec=spec, epochs=cfg['trainer']['num_epochs'], test_acc=table.rows[-1]['test_acc'])
+    run.drop_state('judge_0')
+    return path
 
 # %% ../nbs/42_generation.ipynb #80f71bef
 def _classifier(cfg, run, sets, device, before):
     "The checkpoint of the classifier that judges; of a run that goes on, the same as before."
     if before is None: return find_judge(cfg, sets) or train_judge(cfg, run, sets, device)
-    path = Path(before['path'])
-    if not path.exists() or checkpoint_info(path).get('weights') != before['weights']:
-        raise ConfigError(f"judge: {path}, by which this run's samples were judged so far, is gone or another now; put it back, or start anew with resume=false")
-    return path
+    return unchanged(before, 'the judge')[0]
 
 def pick_judge(cfg, run, sets, device, say, before=None): # the judge of a run that goes on
     "The judge of the run's samples, or None; what it is goes to the run's state."
@@ -147,7 +145,7 @@ def pick_judge(cfg, run, sets, device, say, before=None): # the judge of a run t
     return judge
 
 # %% ../nbs/42_generation.ipynb #9e68742f
-def _save_networks(cfg, run, gan, updates, facts, spec):
+def _save_networks(run, facts, spec, gan, updates):
     for name in ('generator', 'discriminator'): run.save(f'{name}_{updates}', getattr(gan, name), facts=facts, spec=spec, updates=updates)
 
 def _prepare_gan(cfg, run, sets, device, judge):
@@ -157,7 +155,7 @@ def _prepare_gan(cfg, run, sets, device, judge):
     quality = judge and SampleQuality(judge, dls.valid, t['num_eval_samples'], seed=derive_seed(seed, 'samples'))
     def draw(grid):
         fig = grid.plot()
-        fig.savefig(run.path/'samples.png', dpi=100); plt.close(fig)
+        run.write('samples.png', partial(fig.savefig, dpi=100, format='png')); plt.close(fig)
     table, d = GANTable(partial(run.log, 'train_metrics')), t['lr_decay']
     networks = gan_networks(cfg, sets.train.shape[0], seed)
     with blame('trainer'):
@@ -167,36 +165,13 @@ def _prepare_gan(cfg, run, sets, device, judge):
     return learn, table
 
 # %% ../nbs/42_generation.ipynb #31ead81e
-def _keep(cfg, run, learn, facts, spec):
-    "What happens at the end of an epoch: checkpoints when it is time, then the state."
-    def keep(tensors, state):
-        updates = learn.gan_engine.gen_updates
-        if updates % cfg['trainer']['checkpoint_period'] == 0 or updates == cfg['trainer']['num_gen_updates']: _save_networks(cfg, run, learn.model, updates, facts, spec)
-        save_checkpoint(run.path/'training_state', tensors, training=state, judge=run.state.get('judge'))
-    return keep
-
-def _state_of(run, say):
-    "The state an unfinished run has kept, and its judge; None for a new one."
-    path = run.path/'training_state.safetensors'
-    if not path.exists(): return None, None
-    try: tensors, info = load_checkpoint(path)
-    except CheckpointError as e:
-        say(f"{e}: it begins anew")
-        return None, None
-    state = info['training']
-    run.tables['train_metrics'] = list(state['holders']['GANTable']['rows'])
-    say(f"going on with {run.path} after epoch {state['epoch']} of {state['n_epoch']}")
-    return (tensors, state), info['judge']
-
-@contextmanager
-def _open(cfg):
-    "The folder of an unfinished run with these settings that nobody is writing, or a new one."
-    with ExitStack() as stack:
-        def enter(folder): return stack.enter_context(Run(folder, {**cfg, 'job_name': folder.parent.name}))
-        unfinished = find_unfinished(Path(cfg['data_dir'])/cfg['exp_name'], cfg) if cfg['resume'] else None
-        try: run = enter(unfinished or run_folder(cfg))
-        except RunLocked: run = enter(run_folder(cfg))                       # somebody was faster
-        yield run
+class _SaveNetworks(Callback):
+    "Checkpoints of both networks, when it is time."
+    order = 1040                                                             # after all that is measured
+    def __init__(self, save, period): self.save, self.period = save, period
+    def after_train(self):
+        updates = self.learn.gan_engine.gen_updates
+        if updates % self.period == 0 or self.epoch + 1 == self.n_epoch: self.save(self.learn.model, updates)
 
 # %% ../nbs/42_generation.ipynb #15d1d32e
 def image_generation(cfg:dict, # settings, as composed from `gnosis_nb/config/image_generation.yaml`
@@ -206,23 +181,29 @@ def image_generation(cfg:dict, # settings, as composed from `gnosis_nb/config/im
     check_settings(cfg, GENERATION_SETTINGS)
     cfg = fit_periods(cfg)
     check_generation(cfg)
-    device, t = pick_device(cfg['device']), cfg['trainer']
+    device = pick_device(cfg['device'])
     set_seed(cfg['seed'])
     source, sets = load_real(cfg)
     with blame('classifier'): build_classifier(**network_spec(cfg, 'classifier', sets))
     facts, spec = generator_facts(cfg, source), dict(gan_options(cfg), name=cfg['density_model']['name'], img_channels=sets.train.shape[0], size=sets.train.shape[1])
-    with _open(cfg) as run:
-        say(f"run: {run.path} on {device}: {len(sets.train)} training images of {'x'.join(map(str, sets.train.shape))}")
-        run.set_state('running', device=str(device))
-        state, before = _state_of(run, say)
-        judge = pick_judge(cfg, run, sets, device, say, before)
-        learn, table = _prepare_gan(cfg, run, sets, device, judge)
-        keep = KeepState(_keep(cfg, run, learn, facts, spec), state=state)
-        learn.add_cb(keep)
-        _fit(learn, t['num_gen_updates'] // t['eval_period'], 'GAN', table, derive_seed(cfg['seed'], 'gan', 'fit'), 'images', keep.start_epoch)
-        run.summarize(**{k: v for k, v in table.rows[-1].items() if k not in ('epoch', 'lr')})
-        run.set_state('running', peak_memory_gb=round(peak_memory(device), 3))
-        (run.path/'training_state.safetensors').unlink()
-        say(', '.join(f'{k} {v:.4g}' for k, v in table.rows[-1].items()))
-        say(f"tables, weights and samples: {run.path}; memory: {run.state['peak_memory_gb']:.1f} GB at most")
+    with claim(cfg, [source.train.fingerprint()], say) as run:
+        if run.finished: say(_scores(run)); return run
+        with run: _train(cfg, run, sets, device, facts, spec)
     return run
+
+def _scores(run): return ', '.join(f'{k} {v:.4g}' for k, v in run.tables['train_metrics'][-1].items())
+
+def _train(cfg, run, sets, device, facts, spec):
+    "What happens in the run's folder: judge, networks, scores."
+    t = cfg['trainer']
+    run.say(f"run: {run.path} on {device}: {len(sets.train)} training images of {'x'.join(map(str, sets.train.shape))}")
+    run.set_state('running', device=str(device))
+    judge = pick_judge(cfg, run, sets, device, run.say, run.state.get('judge'))
+    learn, table = _prepare_gan(cfg, run, sets, device, judge)
+    learn.add_cb(_SaveNetworks(partial(_save_networks, run, facts, spec), t['checkpoint_period']))
+    _fit(cfg, run, 'gan', learn, t['num_gen_updates'] // t['eval_period'], table, derive_seed(cfg['seed'], 'gan', 'fit'), 'images', rows='train_metrics')
+    run.drop_state('gan')
+    run.summarize(**{k: v for k, v in table.rows[-1].items() if k not in ('epoch', 'lr')})
+    run.set_state('running', peak_memory_gb=round(peak_memory(device), 3))
+    run.say(_scores(run))
+    run.say(f"tables, weights and samples: {run.path}; memory: {run.state['peak_memory_gb']:.1f} GB at most")

@@ -23,11 +23,11 @@ SHORT = ['trainer.num_gen_updates=4', 'trainer.eval_period=2', 'trainer.checkpoi
 
 def generate(data_dir, *overrides):
     lines = []
-    return image_generation(compose([*overrides, f'data_dir={data_dir}'], 'image_generation'), say=lines.append), lines
+    return image_generation(compose([*overrides, 'force=true', f'data_dir={data_dir}'], 'image_generation'), say=lines.append), lines
 
 def distil(data_dir, *overrides):
     lines = []
-    return image_classification(compose([*overrides, f'data_dir={data_dir}']), say=lines.append), lines
+    return image_classification(compose([*overrides, 'force=true', f'data_dir={data_dir}']), say=lines.append), lines
 
 def weights(run, name): return load_checkpoint(run.path/f'{name}.safetensors')[0]
 def equal(a, b): return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
@@ -85,7 +85,7 @@ def test_dcgan_and_foreign_generators(tmp_path):
 
 
 def command(folder, *overrides):
-    return [sys.executable, str(ROOT/'scripts/image_generation.py'), 'dataset=digits', *TINY, 'judge.name=none', 'trainer.num_gen_updates=40', 'trainer.eval_period=2', 'trainer.checkpoint_period=20', f'data_dir={folder}', *overrides]
+    return [sys.executable, str(ROOT/'scripts/image_generation.py'), 'dataset=digits', *TINY, 'judge.name=none', 'trainer.num_gen_updates=40', 'trainer.eval_period=2', 'trainer.checkpoint_period=20', 'trainer.state_minutes=0', f'data_dir={folder}', *overrides]
 
 def wait_for(path, process, limit=120):
     for _ in range(limit * 10):
@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path):
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
     subprocess.run(command(tmp_path/'whole'), env=env, check=True, capture_output=True)
     killed = subprocess.Popen(command(tmp_path/'killed'), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: list((tmp_path/'killed').rglob('training_state.safetensors')), killed)
+    wait_for(lambda: list((tmp_path/'killed').rglob('training_state_gan.safetensors')), killed)
     killed.send_signal(signal.SIGKILL); killed.wait()
     assert find_runs(tmp_path/'killed').state.tolist() == ['running'] and not list((tmp_path/'killed').rglob('generator_40*'))
     again = subprocess.run(command(tmp_path/'killed'), env=env, check=True, capture_output=True, text=True)

@@ -17,7 +17,7 @@ DIGITS = ['dataset=digits', 'dataset.size=8', 'dataloader.batch_size=128', 'trai
 
 def run(data_dir, *overrides):
     lines = []
-    return image_classification(compose(['trainer.precision=fp32', *overrides, f'data_dir={data_dir}']), say=lines.append), lines
+    return image_classification(compose(['trainer.precision=fp32', *overrides, 'force=true', f'data_dir={data_dir}']), say=lines.append), lines
 
 @pytest.fixture
 def shown(monkeypatch):

@@ -30,7 +30,7 @@ TEACHERS = [*SMALL, 'trainer.distill_teacher=false']
 def run(data_dir, *overrides):
     "A run below `data_dir`, and the lines it said."
     lines = []
-    return text_classification(compose([*overrides, f'data_dir={data_dir}'], 'text_classification'), say=lines.append), lines
+    return text_classification(compose([*overrides, 'force=true', f'data_dir={data_dir}'], 'text_classification'), say=lines.append), lines
 
 @pytest.fixture(scope='module')
 def pool(tmp_path_factory):

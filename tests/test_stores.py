@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-import botocore.loaders
+import botocore.session
 import pytest
 from faulty import Proxy
 from moto.core import DEFAULT_ACCOUNT_ID
@@ -37,7 +37,7 @@ def server():
 def one_loader():
     "boto3 reads its description of S3 once, not for each of a hundred clients."
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(botocore.loaders, 'create_loader', functools.cache(botocore.loaders.create_loader))
+        m.setattr(botocore.session, 'create_loader', functools.cache(botocore.session.create_loader))
         yield
 
 

@@ -57,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version, timeout = 'HTTP/1.1', 10
     def log_message(self, *args): pass
 
-    def answer(self, status, headers, body, cut=False):
+    def answer(self, status, headers, body, cut=None):
         self.send_response_only(status)
         for k, v in headers:
             if k.lower() not in ('content-length', 'connection', 'transfer-encoding'): self.send_header(k, v)
@@ -66,6 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header('Connection', 'close')
         self.end_headers()
         if self.command != 'HEAD': self.wfile.write(body[:len(body)//2] if cut else body)
+        if cut == 'stalled': self.proxy.ending.wait(5)
         self.close_connection = True
 
     def forward(self, body):
@@ -88,6 +89,6 @@ class _Handler(BaseHTTPRequestHandler):
         status, headers, got = self.forward(body)
         if kind == 'lost_answer': self.close_connection = True; return
         if kind == 'damaged_down': got = flipped(got)
-        self.answer(status, headers, got, cut=kind == 'short')
+        self.answer(status, headers, got, cut=kind if kind in ('short', 'stalled') else None)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_one

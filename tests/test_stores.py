@@ -18,9 +18,9 @@ from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 from gnosis_nb import stores
+from gnosis_nb.mirror import Mirror, send_unsent
 from gnosis_nb.storage import write_atomic
-from gnosis_nb.stores import (LocalStore, Mirror, S3Store, StoreDamaged, StoreError, StoreMissing, StoreRefused, StoreUnreachable, fetch, file_sha256,
-                              send_unsent)
+from gnosis_nb.stores import LocalStore, S3Store, StoreDamaged, StoreError, StoreMissing, StoreRefused, StoreUnreachable, fetch, file_sha256
 
 MB = 2**20
 _numbers = itertools.count()
@@ -171,6 +171,7 @@ def test_upload_to_a_server_that_checks(store, bucket, proxy, tmp_path):
     proxy.fault('damaged_up', 'PUT', 2)
     store.put('k', file(tmp_path/'file'))
     assert stored(bucket, 'k') == content(5000)
+    assert [method for method, _ in proxy.seen] == ['PUT', 'PUT', 'PUT', 'HEAD']     # it did not take what was damaged
 
 
 @pytest.mark.parametrize('fault', ['busy', 'damaged_up', 'silent', 'lost_answer'])
@@ -410,7 +411,8 @@ def test_unreadable_note_means_everything(store, bucket, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gnosis_nb.stores import Mirror, S3Store
+from gnosis_nb.mirror import Mirror
+from gnosis_nb.stores import S3Store
 run, bucket, url = Path(sys.argv[1]), *sys.argv[2:]
 mirror = Mirror(run, S3Store(bucket, endpoint_url=url, timeout=60), 'r')
 mirror.send(run/'a'); mirror.send(run/'b')

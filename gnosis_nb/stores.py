@@ -158,14 +158,15 @@ class LocalStore:
         for key in sorted(o.relative_to(self.root).as_posix() for o in self.root.rglob('*') if o.is_file()):
             if key.startswith(prefix) and not re.search(r'^\.sha256/|(^|/)\.[^/]+\.tmp$', key): yield self.info(key)
 
-# %% ../nbs/40_stores.ipynb #217158b2
-_BUSY = {'SlowDown', 'RequestTimeout', 'RequestTimeTooSkewed', 'Throttling', 'ThrottlingException', 'RequestLimitExceeded', 'InternalError', 'ServiceUnavailable', 'OperationAborted'}
+# %% ../nbs/40_stores.ipynb #4ccdc363
+_BUSY = {'SlowDown', 'RequestTimeout', 'Throttling', 'ThrottlingException', 'RequestLimitExceeded', 'InternalError', 'ServiceUnavailable', 'OperationAborted'}
 _BROKEN = {'BadDigest', 'IncompleteBody', 'XAmzContentSHA256Mismatch', 'InvalidDigest', 'NoSuchUpload', 'InvalidPart'}
 _ADVICE = {
     'NoSuchBucket': 'there is no such bucket; check its name, the region and endpoint_url',
     'InvalidAccessKeyId': 'the server does not know this access key; check AWS_ACCESS_KEY_ID or the profile',
     'SignatureDoesNotMatch': 'the secret key is wrong; check AWS_SECRET_ACCESS_KEY or the profile',
     'ExpiredToken': 'the credentials have expired; log in again',
+    'RequestTimeTooSkewed': 'the clock of this machine is wrong; set it',
     'PermanentRedirect': 'the bucket is in another region; give its region',
     'AuthorizationHeaderMalformed': 'the bucket is in another region; give its region',
     'AccessDenied': 'access denied; these credentials need s3:ListBucket, s3:GetObject and s3:PutObject for it',
@@ -204,7 +205,7 @@ class _Sums:
 
 def _md5(data): return hashlib.md5(data, usedforsecurity=False)
 
-# %% ../nbs/40_stores.ipynb #fce752e9
+# %% ../nbs/40_stores.ipynb #0969b3a6
 class S3Store:
     "Objects of a bucket below a prefix. Credentials are found by boto3: environment, profile, role."
     def __init__(self,
@@ -229,8 +230,10 @@ class S3Store:
 
     def _once(self, op, key='', **kwargs):
         "One request about a key or, without one, about the bucket."
-        try: return getattr(self.client, op)(Bucket=self.bucket, **(dict(Key=self.prefix + key) if key else {}), **kwargs)
+        try: answer = getattr(self.client, op)(Bucket=self.bucket, **(dict(Key=self.prefix + key) if key else {}), **kwargs)
         except _ERRORS as e: raise self._error(e, key) from e
+        if op in ('get_object', 'head_object') and 'ETag' not in answer: raise self._error(ResponseParserError('no object'), key)     # 200 from somebody else
+        return answer
 
     def _error(self, e, key): return _store_error(e, f's3://{self.bucket}/{self.prefix}{key}', self.client.meta.endpoint_url)
     def _retry(self, f, *args, **kwargs): return retry(lambda: f(*args, **kwargs), self.tries, self.pause)

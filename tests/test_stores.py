@@ -193,7 +193,7 @@ def test_end_of_upload_in_parts_through(fault, bucket, proxy, tmp_path):
     assert not bucket.client.list_multipart_uploads(Bucket=bucket.bucket).get('Uploads')
 
 
-@pytest.mark.parametrize('fault', ['busy', 'failing', 'throttled', 'silent', 'stalled', 'hangup', 'short', 'damaged_down'])
+@pytest.mark.parametrize('fault', ['busy', 'failing', 'throttled', 'silent', 'stalled', 'hangup', 'short', 'damaged_down', 'babble'])
 def test_download_through(fault, bucket, proxy, tmp_path):
     store = via(proxy, bucket, fault)
     bucket.put('k', file(tmp_path/'file'))
@@ -208,6 +208,16 @@ def test_list_through(fault, bucket, proxy, tmp_path):
     bucket.put('k', file(tmp_path/'file'))
     proxy.fault(fault, 'GET', 2)
     assert [o.key for o in store.list()] == ['k']
+
+
+@pytest.mark.parametrize('fault', ['busy', 'hangup', 'babble'])
+def test_head_through(fault, store, bucket, proxy, tmp_path):
+    bucket.put('k', file(tmp_path/'file'))
+    for key, there in dict(k=True, none=False).items():
+        proxy.fault(fault, 'HEAD', 2)
+        assert store.exists(key) == there
+    proxy.fault(fault, 'HEAD', 2)
+    assert store.info('k').sha256 == file_sha256(tmp_path/'file')
 
 
 @pytest.mark.parametrize('kept', ['0123456789abcdef0123456789abcdef', '0123456789abcdef0123456789abcdef-2', '"x"'])

@@ -12,30 +12,37 @@ import json
 import os
 import pickle
 import re
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
+
+from . import __version__
 
 # %% ../nbs/40_storage.ipynb #21c273cd
 def write_atomic(path:str|Path, # where the file shall be
                  write, # called with a temporary path in the same folder, which it fills
                 )->Path:
-    "Write a file so that it is there completely or not at all."
+    "Write a file so that it is there completely or not at all. What the system refuses is an `OSError` that names the file."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        write(tmp)
-        umask = os.umask(0); os.umask(umask)
-        os.chmod(tmp, 0o666 & ~umask)                                        # readable by whom the user's other files are
-        with open(tmp, 'rb') as f: os.fsync(f.fileno())
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try: _write_through(tmp, write); os.replace(tmp, path)
+        finally: tmp.unlink(missing_ok=True)
+    except OSError as e: raise OSError(e.errno, f"could not be written ({e.strerror or e})", str(path)) from e
     return path
+
+def _write_through(path, write):
+    "Write, down to the disk, a file that is readable by whom the user's other files are."
+    write(path)
+    umask = os.umask(0); os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)
+    with open(path, 'rb') as f: os.fsync(f.fileno())
 
 # %% ../nbs/40_storage.ipynb #cbc7a579
 def _digest(tensors):
@@ -51,37 +58,54 @@ def save_checkpoint(path:str|Path, # without suffix, or with '.safetensors'
                     model:nn.Module|dict, # a module or a state dict
                     **info, # facts to keep beside the weights, JSON values
                    )->Path: # the file written
-    "Write weights and facts as one safetensors file."
+    "Write weights and facts, with `weights`, their digest, and `versions`, as one safetensors file."
     path = Path(path)
     if path.suffix != '.safetensors': path = path.with_name(path.name + '.safetensors')
     state = model.state_dict() if isinstance(model, nn.Module) else model
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    info['weights'] = _digest(tensors)
-    return write_atomic(path, lambda tmp: save_file(tensors, tmp, metadata=dict(gnosis_nb=json.dumps(info))))
+    info.update(weights=_digest(tensors), versions=dict(gnosis_nb=__version__, torch=torch.__version__))
+    data = save(tensors, metadata=dict(gnosis_nb=json.dumps(info)))
+    return write_atomic(path, lambda tmp: tmp.write_bytes(data))
 
 # %% ../nbs/40_storage.ipynb #a16d4997
 class CheckpointError(ValueError):
     "A checkpoint that cannot be read, is not safe to read, or does not fit the network."
 
 # %% ../nbs/40_storage.ipynb #e1ca9046
+def _facts(f):
+    facts = json.loads((f.metadata() or {}).get('gnosis_nb', '{}'))
+    if not isinstance(facts, dict): raise CheckpointError(f"holds facts of type {type(facts).__name__}, expected a dictionary")
+    return facts
+
 def _read_safetensors(path):
-    with safe_open(path, framework='pt') as f:
-        return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('gnosis_nb', '{}'))
+    with safe_open(path, framework='pt') as f: state, facts = {k: f.get_tensor(k) for k in f.keys()}, _facts(f)
+    if facts.get('weights', digest := _digest(state)) != digest: raise CheckpointError("damaged, its weights are not those that were saved")
+    return state, facts
+
+# %% ../nbs/40_storage.ipynb #30ac9ab1
+def _is_plain(t):
+    "A tensor with numbers of its own, as many as it claims to have."
+    return (isinstance(t, torch.Tensor) and t.layout == torch.strided and t.device.type == 'cpu' and not t.is_quantized
+            and t.numel() * t.element_size() <= t.untyped_storage().nbytes())
 
 def _read_pickle(path):
-    state = torch.load(path, map_location='cpu', weights_only=True)
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); state = torch.load(path, map_location='cpu', weights_only=True)
     if isinstance(state, dict) and isinstance(state.get('state_dict'), dict): state = state['state_dict']
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: holds {type(state).__name__}, expected a state dict of tensors")
+    if not isinstance(state, dict) or not all(isinstance(k, str) and _is_plain(v) for k, v in state.items()):
+        raise CheckpointError(f"holds {type(state).__name__}, expected a state dict of tensors")
     return {k: v.data for k, v in state.items()}, {}
 
 # %% ../nbs/40_storage.ipynb #776d3398
 @contextmanager
 def _reading(path):
-    "Whatever goes wrong while a checkpoint is read is a `CheckpointError`, or a `FileNotFoundError`."
-    if not path.exists(): raise FileNotFoundError(f"checkpoint {path} does not exist")
-    try: yield
-    except CheckpointError: raise
+    "Whatever goes wrong while a checkpoint is read is a `CheckpointError` that names it, or a `FileNotFoundError`."
+    try:
+        if not path.exists(): raise FileNotFoundError(f"checkpoint {path} does not exist")
+        open(path, 'rb').close()                                             # to safetensors, whatever cannot be opened is not found
+        yield
+    except FileNotFoundError: raise
+    except CheckpointError as e: raise CheckpointError(f"{path}: {e}") from None
+    except PermissionError: raise CheckpointError(f"{path}: this user may not read it") from None
     except pickle.UnpicklingError as e:
         what = re.search(r'GLOBAL ([\w.]+)', str(e))
         raise CheckpointError(f"{path}: refused, it is no plain state dict of tensors" + (f" (it asks for {what[1]})" if what else '')) from None
@@ -99,8 +123,9 @@ def checkpoint_info(path:str|Path, # a .safetensors file, or a pickled state dic
                    )->dict: # the facts, and `weights`, a digest of the tensors
     "What a checkpoint says of itself; the weights of a safetensors file are not read."
     path = Path(path)
-    if path.suffix != '.safetensors': return dict(weights=_digest(load_checkpoint(path)[0]))
-    with _reading(path), safe_open(path, framework='pt') as f: return json.loads((f.metadata() or {}).get('gnosis_nb', '{}'))
+    with _reading(path):
+        if path.suffix != '.safetensors': return dict(weights=_digest(_read_pickle(path)[0]))
+        with safe_open(path, framework='pt') as f: return _facts(f)
 
 # %% ../nbs/40_storage.ipynb #d290523e
 def load_weights(model:nn.Module, # filled in place

@@ -135,14 +135,14 @@ class StreamingCKA:
         xx, yy = (o.where(o > 0, torch.nan) for o in (xx, yy))
         return xy/(xx[:, None]*yy).sqrt()
 
-# %% ../nbs/02_cka.ipynb #50c1e01f
+# %% ../nbs/02_cka.ipynb #cfc78535
 def _pooled(a):
     "Features [batch, channels] of activations, in float32 or wider, in memory of their own."
     a = _plain(a.detach())
     wide = torch.promote_types(a.dtype, torch.float32)
     return a.flatten(2).mean(-1, dtype=wide) if a.ndim > 2 else a.to(wide, copy=True)
 
-# %% ../nbs/02_cka.ipynb #cc9ccb70
+# %% ../nbs/02_cka.ipynb #fb8187f5
 @contextmanager
 def activations(
     model:nn.Module, # any
@@ -160,7 +160,7 @@ def activations(
         for layer in layers: hooks.callback(watch(layer).remove)
         yield seen
 
-# %% ../nbs/02_cka.ipynb #05e369bf
+# %% ../nbs/02_cka.ipynb #d8daae0e
 def _look(net, seen, layers, x):
     "Features [batch, channels] of each of `layers`, after a call of `net` in which `seen` was watched."
     seen.clear()
@@ -170,7 +170,7 @@ def _look(net, seen, layers, x):
         if len(seen[layer]) != len(out): raise ValueError(f'layers: {layer!r} has {len(seen[layer])} rows for {len(out)} examples; expected one for each')
     return [seen[layer] for layer in layers]
 
-# %% ../nbs/02_cka.ipynb #cc6229f8
+# %% ../nbs/02_cka.ipynb #acff2bd3
 def _batches(dl, nets):
     "Inputs of each batch, once for each network, on its device. `ValueError` if there are none."
     devices = [next((p.device for p in net.parameters()), None) for net in nets]
@@ -180,7 +180,7 @@ def _batches(dl, nets):
         yield [x if device is None else to_device(x, device) for device in devices]
     if empty: raise ValueError('dl is empty; expected at least one batch')
 
-# %% ../nbs/02_cka.ipynb #08f58c09
+# %% ../nbs/02_cka.ipynb #c11e5e5c
 def _backbone(model):
     "The network that is compared: the model itself, or the first component of an ensemble."
     models = getattr(model, 'models', None)
@@ -200,7 +200,7 @@ def has_stages(
     "Can its stages, or those of the first component of an ensemble, be compared?"
     return bool(stages(model))
 
-# %% ../nbs/02_cka.ipynb #0b9c3422
+# %% ../nbs/02_cka.ipynb #4ab68524
 def _features_of(nets, layers, dl):
     "For each of `nets` the features [n, channels] of each of its `layers`, from one pass over `dl`, so that a shuffled one gives all the same rows."
     kept = [[] for _ in nets]
@@ -210,7 +210,7 @@ def _features_of(nets, layers, dl):
             for out, *o in zip(kept, nets, seen, layers, xs): out.append(_look(*o))
     return [[torch.cat(layer) for layer in zip(*out)] for out in kept]
 
-# %% ../nbs/02_cka.ipynb #552e0e9e
+# %% ../nbs/02_cka.ipynb #d9818c38
 def stage_features(
     model:nn.Module, # a network, or an ensemble, of which the first component is looked at
     x_or_dl, # inputs [n, …], or a DataLoader whose batches begin with them
@@ -221,7 +221,7 @@ def stage_features(
     if not layers: raise ValueError(f'model is a {type(model).__name__} without stages; expected layers to be named')
     return _features_of([_backbone(model)], [layers], [x_or_dl] if isinstance(x_or_dl, Tensor) else x_or_dl)[0]
 
-# %% ../nbs/02_cka.ipynb #a29bcfd3
+# %% ../nbs/02_cka.ipynb #fef2173f
 def stage_cka(
     student:nn.Module, # a network, or an ensemble, of which the first component is compared
     teacher:nn.Module, # likewise
@@ -242,7 +242,7 @@ def stage_cka(
 
 def _constant(X): return bool((X == X[:1]).all())
 
-# %% ../nbs/02_cka.ipynb #9e0ea26f
+# %% ../nbs/02_cka.ipynb #6af59ba3
 def layer_names(
     model:nn.Module, # any
     layers:list|Callable|None=None, # names; a function (name, module) -> bool that picks; None: all convolutions and linear layers
@@ -253,7 +253,7 @@ def layer_names(
     if not names: raise ValueError(f'layers: none chosen of {type(model).__name__}; expected at least one')
     return names
 
-# %% ../nbs/02_cka.ipynb #b5b3d56e
+# %% ../nbs/02_cka.ipynb #838b30e8
 def cka_matrix(
     student:nn.Module, # a network, or an ensemble, of which the first component is compared
     teacher:nn.Module, # likewise
@@ -270,7 +270,7 @@ def cka_matrix(
         for xs in _batches(dl, nets): cka.update(*(_look(*o) for o in zip(nets, seen, names, xs)))
     return pd.DataFrame(cka.compute().numpy(), pd.Index(names[0], name='student'), pd.Index(names[1], name='teacher'))
 
-# %% ../nbs/02_cka.ipynb #b4f9789c
+# %% ../nbs/02_cka.ipynb #6fcaaf36
 def plot_cka(
     matrix, # of `cka_matrix`
     ax=None, # matplotlib's axes; None: new ones

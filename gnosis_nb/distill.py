@@ -18,6 +18,7 @@ from fastai.callback.mixup import MixHandler
 from fastcore.basics import patch
 
 from .cka import has_stages, stage_cka, stage_features
+from .engine import divergence
 from .losses import ForwardCrossEntropy, StudentLoss
 from .metrics import FidelityMeter
 
@@ -143,11 +144,12 @@ class FidelityTable(Callback):
 
     def _reset(self):
         self.meter, self.teacher_meter = FidelityMeter(), FidelityMeter()
-        self.losses, self.sizes, self.pending = [], [], []
+        self.losses, self.norms, self.sizes, self.pending, self.looked = [], [], [], [], time.monotonic()
 
     def after_batch(self):
         self.pending.append((self.pred.detach(), self.yb[0], getattr(self.learn, 'teacher_logits', None)))
         self.losses.append(self.loss.detach()); self.sizes.append(len(self.yb[0]))
+        if self.training: self.norms.append(getattr(self.learn, 'grad_norm', None)); self._look()
         if sum(self.sizes[-len(self.pending):]) >= 4096: self._measure()
 
     def _measure(self):
@@ -166,9 +168,16 @@ class FidelityTable(Callback):
         losses, sizes = torch.stack(self.losses).cpu().double(), torch.tensor(self.sizes, dtype=torch.float64)
         return {f'{prefix}_loss': (losses @ sizes / sizes.sum()).item(), **row}
 
+    def _look(self):
+        "Long epochs do not have to end before a divergence is seen."
+        if time.monotonic() - self.looked < 5: return
+        self.looked = time.monotonic()
+        if not math.isfinite(self.loss): self._check('train')
+
     def _check(self, prefix):
-        if not math.isfinite(loss := self.row[f'{prefix}_loss']):
-            raise FloatingPointError(f"training diverged: {prefix}_loss of epoch {self.epoch + 1} is {loss} at learning rate {self.opt.hypers[-1]['lr']:g}")
+        norms = torch.stack(self.norms).cpu() if self.norms and None not in self.norms else None
+        problem = divergence(f'{prefix}_loss', torch.stack(self.losses).cpu(), norms, self.epoch + 1, self.opt.hypers[-1]['lr'])
+        if problem: raise FloatingPointError(problem)
 
     def after_train(self):
         self.row.update(self._summary('train'), lr=self.opt.hypers[-1]['lr'], epoch=self.epoch + 1)

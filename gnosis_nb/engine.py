@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['LONG', 'pick_precision', 'pick_channels_last', 'keep_memory', 'peak_memory', 'pick_compile', 'Compiled', 'CudaGraph',
-           'on_streams', 'Captured', 'side_by_side', 'frozen', 'StepEngine', 'pick_parallel', 'fit_together']
+           'on_streams', 'Captured', 'side_by_side', 'frozen', 'StepEngine', 'grad_norm', 'divergence', 'pick_parallel',
+           'fit_together']
 
 # %% ../nbs/30_engine.ipynb #eaab62c2
 import copy
 import ctypes
+import math
 import resource
 import sys
 import threading
@@ -248,6 +250,27 @@ class StepEngine(Callback):
         self.step = None                                                     # recordings hold memory
         torch.backends.cudnn.benchmark = self.cudnn
 
+# %% ../nbs/30_engine.ipynb #2afda3d3
+def grad_norm(
+    net:nn.Module, # after a backward pass
+) -> torch.Tensor: # scalar, on the network's device
+    "The Euclidean norm of all gradients together."
+    return torch.stack(torch._foreach_norm([p.grad for p in net.parameters() if p.grad is not None])).norm()
+
+def divergence(
+    name:str, # of the loss
+    losses:torch.Tensor, # of an epoch's batches [n]
+    norms:torch.Tensor|None, # of their gradients [n], where they are known
+    epoch:int, # counted from 1
+    lr:float, # learning rate
+) -> str|None:
+    "Where the losses stop being finite, in words; None if all of them are."
+    bad = (~losses.isfinite()).nonzero().flatten().tolist()
+    if not bad: return None
+    text = f"training diverged: {name} of epoch {epoch} is {losses[bad[0]].item()} in batch {bad[0] + 1} at learning rate {lr:g}"
+    if norms is None: return text
+    return f"{text}; norm of the gradients, batch {max(bad[0] - 3, 0) + 1} to {bad[0] + 1}: {', '.join(f'{o:.3g}' for o in norms[max(bad[0] - 3, 0):bad[0] + 1].tolist())}"
+
 # %% ../nbs/30_engine.ipynb #6fa451e7
 def _forward(net, device, precision, compile):
     "The forward pass of a network in training, as a function."
@@ -281,21 +304,22 @@ def before_batch(self:StepEngine):
     extra = getattr(self.loss_func, 'extra', tuple)()
     self.counts = len(self.xb), len(self.yb)
     run = self._replay if self.recorded else self._step
-    self.learn.pred, self.learn.loss = run(*self.xb, *self.yb, *extra)
+    self.learn.pred, self.learn.loss, self.learn.grad_norm = run(*self.xb, *self.yb, *extra)
     self.learn.loss_grad = self.learn.loss
     raise CancelBatchException()
 
 @patch
 def _step(self:StepEngine, *tensors):
-    "Forward, loss, backward, optimiser; returns predictions and loss."
+    "Forward, loss, backward, optimiser; returns predictions, loss, and the norm of the gradients."
     n_x, n_y = self.counts
     self.opt.zero_grad()
     pred = self.model(*tensors[:n_x])
     loss = self.loss_func(pred, *tensors[n_x:])
     loss.backward()
     if self.recorded: self._lay_out_gradients()
+    norm = grad_norm(self.model)
     self.opt.step(); self.opt.zero_grad()
-    return to_detach(pred, cpu=False), loss.detach()
+    return to_detach(pred, cpu=False), loss.detach(), norm
 
 # %% ../nbs/30_engine.ipynb #f03329ce
 @patch

@@ -23,7 +23,7 @@ from IPython.display import display
 
 from .data.loaders import ImageLoader, show_images
 from .data.vision import ImageSets, normalizer
-from .engine import StepEngine, _autocast
+from .engine import StepEngine, divergence, grad_norm, _autocast
 from .learner import optimizer
 from .models.sngan import noise_like
 from .quality import SampleQuality
@@ -128,7 +128,7 @@ class GANEngine(StepEngine):
         self.device, self.picked, self.cudnn = device, precision, torch.backends.cudnn.benchmark
         if device.type == 'cuda': torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
 
-    def before_train(self): self.sums = {k: torch.zeros(2, device=self.device) for k in ('disc_loss', 'gen_loss')}     # of losses, and how many
+    def before_train(self): self.made = dict(disc_loss=[], gen_loss=[])     # losses and norms of gradients, of every update
     def before_validate(self): raise CancelValidException()                  # samples are judged, not losses
 
     def state_dict(self): return dict(noise=self.noise.get_state(), n_batches=self.n_batches, gen_updates=self.gen_updates)
@@ -155,16 +155,15 @@ def _draw(self:GANEngine, n): return noise_like(next(self.model.parameters()), n
 
 @patch
 def _update(self:GANEngine, name, *tensors):
-    "One update; its loss is added to the sums of the epoch."
+    "One update; returns its loss."
     self.counts = len(tensors), 0
-    loss, = (self._replay if self.recorded else self._step)(*tensors)
-    self.sums[name] += torch.stack([loss, torch.ones_like(loss)])
-    return loss
+    self.made[name].append((self._replay if self.recorded else self._step)(*tensors))
+    return self.made[name][-1][0]
 
 # %% ../nbs/35_gan.ipynb #84b28bad
 @patch
 def _step(self:GANEngine, *tensors): # real images and noise: of the discriminator; noise alone: of the generator
-    "The update itself; returns its loss."
+    "The update itself; returns its loss, and the norm of the gradients."
     gan, (*real, z) = self.model, tensors
     self.opt.zero_grad()
     gan.discriminator.requires_grad_(bool(real))
@@ -172,15 +171,16 @@ def _step(self:GANEngine, *tensors): # real images and noise: of the discriminat
         with torch.set_grad_enabled(not real): fake = gan.generator(z)
         loss = self.disc_loss(*_both(gan.discriminator, *real, fake)) if real else self.gen_loss(scores(gan.discriminator, fake))
     loss.backward()
+    norm = grad_norm(gan)
     gan.discriminator.requires_grad_(True)
     if self.recorded: self._lay_out_gradients()
     self.opt.step(); self.opt.zero_grad()
-    return loss.detach(),
+    return loss.detach(), norm
 
 @patch
 def losses(self:GANEngine):
     "Mean losses of the epoch so far, `disc_loss` and `gen_loss`; NaN where there was no update."
-    return {k: (total / n).item() if n else float('nan') for k, (total, n) in self.sums.items()}
+    return {k: torch.stack([loss for loss, _ in made]).double().mean().item() if made else float('nan') for k, made in self.made.items()}
 
 # %% ../nbs/35_gan.ipynb #18d1c0c9
 class _Scores(Callback):
@@ -228,8 +228,9 @@ class GANTable(Callback):
     def after_train(self):
         engine = self.learn.gan_engine
         row = dict(engine.losses(), lr=self.opt.hypers[0]['lr'], epoch=self.epoch + 1, gen_updates=engine.gen_updates, **getattr(self.learn, 'scores', {}))
-        for k in engine.losses():
-            if not abs(row[k]) < float('inf'): raise FloatingPointError(f"training diverged: {k} of epoch {self.epoch + 1} is {row[k]} at learning rate {row['lr']:g}")
+        for k, made in engine.made.items():
+            losses, norms = (torch.stack(o).cpu() for o in zip(*made)) if made else (torch.tensor([torch.nan]), None)
+            if problem := divergence(k, losses, norms, row['epoch'], row['lr']): raise FloatingPointError(problem.replace('batch', 'update'))
         self.rows.append(row)
         self.shown = {'disc_loss': 'disc', 'gen_loss': 'gen', **{k: k for k in getattr(self.learn, 'scores', {})}}     # what progress tells of a row
         if self.sink: self.sink(row)

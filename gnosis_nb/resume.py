@@ -7,6 +7,7 @@ __all__ = ['random_state', 'set_random_state', 'training_state', 'restore_traini
 
 # %% ../nbs/32_resume.ipynb #2f22fe26
 import random
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -87,14 +88,16 @@ def restore_training(learn, tensors:dict, facts:dict): # with an optimiser; as `
 
 # %% ../nbs/32_resume.ipynb #151b36c0
 class KeepState(Callback):
-    "Hand the state of the training to `keep` after every `every` epochs and after the last; begin with `state`, if there is one."
+    "Hand the state of the training to `keep` after epochs, and after the last; begin with `state`, if there is one."
     order = 10_000                                                          # when all others have begun, or have ended the epoch
     def __init__(self,
         keep:Callable, # called with tensors and facts
         every:int=1, # epochs from one call to the next
+        seconds:float=0., # and so much time at least
         state:tuple|None=None): # tensors and facts, as they were kept
         if every < 1: raise ValueError(f"every={every}: expected a number of epochs >= 1")
-        self.keep, self.every, self.state = keep, every, state
+        if seconds < 0: raise ValueError(f"seconds={seconds}: expected a time >= 0")
+        self.keep, self.every, self.seconds, self.state, self.latest = keep, every, seconds, state, None
 
     @property
     def start_epoch(self): return self.state[1]['epoch'] if self.state else 0
@@ -102,7 +105,17 @@ class KeepState(Callback):
     def before_fit(self):
         self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))     # neither is training
         if self.run and self.state: restore_training(self.learn, *self.state)
+        self.latest, self.kept = None, time.monotonic()
 
     def after_epoch(self):
         done = self.epoch + 1
-        if done > self.start_epoch and (done % self.every == 0 or done == self.n_epoch): self.keep(*training_state(self.learn))
+        if done <= self.start_epoch: return
+        self.latest = training_state(self.learn)
+        if done == self.n_epoch or done % self.every == 0 and time.monotonic() - self.kept >= self.seconds: self.last_words()
+
+    def last_words(self):
+        "Hand over the state of the last epoch that ended, unless that has been done."
+        latest, self.latest = self.latest, None
+        if latest is None: return
+        self.keep(*latest)
+        self.kept = time.monotonic()

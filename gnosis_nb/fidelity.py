@@ -81,11 +81,11 @@ def _interval(statistic, n, draws, ends, method):
     levels = _bca_levels(draws, value, U, torch.special.ndtri(ends)) if method == 'bca' else ends
     return [value.item(), *draws.quantile(levels).tolist()]
 
-# %% ../nbs/04_fidelity.ipynb #9e268fea
+# %% ../nbs/04_fidelity.ipynb #9066e94b
 def _one_model(logits, targets, n_bins):
-    "Of each example: predicted class, log probabilities, correctness, and the gap confidence - correctness in the column of its confidence bin [n, n_bins]."
+    "Of each example, from the logits of one model: predicted class, log probabilities, correctness, and the gap confidence - correctness in the column of its confidence bin [n, n_bins]."
     log_p, seen = _log_probs(logits), targets != -100
-    top, right = log_p.argmax(-1), (log_p.argmax(-1) == targets).double()
+    top, right = logits.argmax(-1), (logits.argmax(-1) == targets).double()
     conf = log_p.amax(-1).exp()
     gaps = torch.zeros(len(conf), n_bins, dtype=torch.double)
     gaps[torch.arange(len(conf)), _bin(conf, n_bins)] = (conf.double() - right)*seen
@@ -104,11 +104,10 @@ def _examples(student_logits, teacher_logits, targets=None, n_bins=10):
     return SimpleNamespace(n=n, s=s, t=t, agree=(s.top == t.top).double(), kl=_kl_rows(t.log_p, s.log_p).double().clamp(min=0), y=targets,
         seen=(targets != -100).double(), classes=student_logits.shape[-1], even=torch.full((n,), 1/n, dtype=torch.double))
 
-# %% ../nbs/04_fidelity.ipynb #2524c5b4
-def _split(w, e):
-    "Agreement over weights `w` where the teacher is right, and where it is wrong: [..., 2]."
-    right, wrong = e.t.right, e.seen - e.t.right
-    return torch.stack([(w @ (e.agree*o))/(w @ o) for o in (right, wrong)], -1)
+# %% ../nbs/04_fidelity.ipynb #b9ab23f0
+def _agreement_among(w, e, some):
+    "Agreement over weights `w` among `some` of the examples, which are 1 where the others are 0."
+    return (w @ (e.agree*some))/(w @ some)
 
 def split_agreement(
     student_logits:Tensor, # [batch, classes] or [batch, m, classes]
@@ -117,7 +116,7 @@ def split_agreement(
 ) -> tuple: # two numbers in [0, 1], not a number where there are no such examples
     "Top-1 agreement on the examples that the teacher classifies correctly, and on those it does not."
     e = _examples(student_logits, teacher_logits, targets)
-    return tuple(_split(e.even, e).tolist())
+    return tuple(_agreement_among(e.even, e, o).item() for o in (e.t.right, e.seen - e.t.right))
 
 # %% ../nbs/04_fidelity.ipynb #c5f34940
 def _sum_by(groups, num, w):
@@ -141,12 +140,12 @@ def _expected_given_nothing(w, e):
 
 _EXPECTED = dict(label=_expected_given_label, nothing=_expected_given_nothing)
 
-# %% ../nbs/04_fidelity.ipynb #0a9739eb
+# %% ../nbs/04_fidelity.ipynb #983c1f74
 def _kappa(observed, expected):
     "(A - E)/(1 - E), not a number where nothing is left to be explained."
     return torch.where(1 - expected > 1e-9, (observed - expected)/(1 - expected), torch.nan)
 
-def _excess(w, e, given): return _kappa((w @ (e.agree*e.seen))/(w @ e.seen), _EXPECTED[given](w, e))
+def _excess(w, e, given): return _kappa(_agreement_among(w, e, e.seen), _EXPECTED[given](w, e))
 def _given(given):
     if given not in _EXPECTED: raise ValueError(f"given is {given!r}; expected 'label' or 'nothing'")
 
@@ -189,7 +188,7 @@ def error_consistency(
     e = _examples(student_logits, teacher_logits, targets)
     return _consistency(e.even, e).item()
 
-# %% ../nbs/04_fidelity.ipynb #6a12324e
+# %% ../nbs/04_fidelity.ipynb #091f4c89
 def reliability(
     logits:Tensor, # [batch, classes] or [batch, m, classes]
     targets:Tensor, # [batch] class indices; -100: no label, left out
@@ -200,8 +199,8 @@ def reliability(
     if n_bins < 1: raise ValueError(f'n_bins is {n_bins}; expected at least 1')
     logits, targets = _labelled(reduce_ensemble_logits(_plain(logits).detach().cpu()), _plain(targets).cpu())
     if not len(targets): raise ValueError('no examples: expected at least one row with a target other than -100')
-    conf, top = _log_probs(logits).exp().max(-1)
-    rows = pd.DataFrame(dict(bin=_bin(conf, n_bins), confidence=conf.double(), accuracy=(top == targets).double())).groupby('bin')
+    conf, right = _log_probs(logits).amax(-1).exp(), logits.argmax(-1) == targets
+    rows = pd.DataFrame(dict(bin=_bin(conf, n_bins), confidence=conf.double(), accuracy=right.double())).groupby('bin')
     table = rows.mean().assign(count=rows.size()).reindex(range(n_bins)).fillna({'count': 0}).astype({'count': int})
     table.insert(0, 'low', table.index/n_bins); table.insert(1, 'high', (table.index + 1)/n_bins)
     return table[['low', 'high', 'count', 'confidence', 'accuracy']]
@@ -224,10 +223,10 @@ def plot_reliability(
     ax.legend(fontsize=7, loc='upper left')
     return ax
 
-# %% ../nbs/04_fidelity.ipynb #3f15cb74
+# %% ../nbs/04_fidelity.ipynb #3199171b
 STATISTICS = dict(
     agreement=lambda w, e: w @ e.agree, kl=lambda w, e: w @ e.kl,
-    agreement_teacher_right=lambda w, e: _split(w, e)[..., 0], agreement_teacher_wrong=lambda w, e: _split(w, e)[..., 1],
+    agreement_teacher_right=lambda w, e: _agreement_among(w, e, e.t.right), agreement_teacher_wrong=lambda w, e: _agreement_among(w, e, e.seen - e.t.right),
     expected_agreement=_expected_given_label, excess_agreement=lambda w, e: _excess(w, e, 'label'), cohen_kappa=lambda w, e: _excess(w, e, 'nothing'),
     error_consistency=_consistency,
     student_accuracy=lambda w, e: w @ e.s.right/(w @ e.seen), teacher_accuracy=lambda w, e: w @ e.t.right/(w @ e.seen),

@@ -54,12 +54,17 @@ class _DistillationLoss(nn.Module):
         teacher_logits:Tensor, # [batch, classes] or [batch, m, classes]
         student_logits:Tensor, # [batch, classes]
         temp:float|Tensor=1., # temperature τ > 0: a number, or [batch, 1] for one per example
+        **known, # what else `rows` asks for
     ) -> Tensor: # scalar
+        log_t, log_s, tau = self._soften(teacher_logits, student_logits, temp)
+        rows = self.rows(log_t, log_s, **known)
+        return (tau**2 * rows).mean() if self.tau_squared else rows.mean()
+
+    def _soften(self, teacher_logits, student_logits, temp):
+        "Log probabilities of both at temperature τ, and τ."
         _check_classes(teacher_logits, student_logits)
         tau = _temperature(temp)
-        log_t, log_s = ((_wide(z)/tau).log_softmax(-1) for z in (self.combine(teacher_logits), student_logits))
-        rows = self.rows(log_t, log_s)
-        return (tau**2 * rows).mean() if self.tau_squared else rows.mean()
+        return *((_wide(z)/tau).log_softmax(-1) for z in (self.combine(teacher_logits), student_logits)), tau
 
 # %% ../nbs/00_losses.ipynb #ba08dd91
 class ForwardCrossEntropy(_DistillationLoss):
@@ -188,7 +193,8 @@ class StudentLoss(nn.Module):
         temp:float|Tensor=1., # temperature τ of the teacher's part: a number, or [batch, 1]
     ) -> Tensor: # scalar
         _check_classes(teacher_logits, student_logits)
-        kd = self.loss(teacher_logits, student_logits, temp)
+        known = dict(targets=targets) if getattr(self.loss, 'uses_targets', False) else {}
+        kd = self.loss(teacher_logits, student_logits, temp, **known)
         if self.alpha == 0: return kd
         if targets is None: raise ValueError(f'targets is None; alpha={self.alpha} needs class indices [batch]')
         return self.alpha*_labelled_nll(student_logits, targets) + (1 - self.alpha)*kd

@@ -59,10 +59,13 @@ def nll(
     return _mean(-_log_probs(logits).gather(-1, targets[:, None]))
 
 # %% ../nbs/01_metrics.ipynb #338e455c
+def _bin(conf, n_bins):
+    "Number, from 0 on, of the bin (b/n_bins, (b+1)/n_bins] that each confidence falls into."
+    return (conf*n_bins).ceil().long().clamp(1, n_bins) - 1
+
 def _gap_sums(conf, correct, n_bins):
     "Sum of confidence - correctness over the rows of each confidence bin (b/n_bins, (b+1)/n_bins]: [n_bins]."
-    bins = (conf*n_bins).ceil().long().clamp(1, n_bins) - 1
-    member = bins[:, None] == torch.arange(n_bins, device=conf.device)
+    member = _bin(conf, n_bins)[:, None] == torch.arange(n_bins, device=conf.device)
     # a masked sum instead of an atomic scatter: the same bits on every run
     return ((conf - correct)[:, None] * member).sum(0, dtype=_sum_dtype(conf.device))
 

@@ -28,6 +28,7 @@ from .generation import GENERATION_SETTINGS
 from .generation import image_generation as run_image_generation
 from .runs import RunLocked
 from .storage import CheckpointError, write_atomic
+from .stores import StoreError
 
 # %% ../nbs/43_cli.ipynb #c3f8a7a8
 def _plain(cfg:DictConfig): return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -40,7 +41,7 @@ def compose(overrides:list=(), # as on the command line: ['dataset=digits', 'tra
         return _plain(hydra.compose(config, list(overrides)))
 
 # %% ../nbs/43_cli.ipynb #5a8db06e
-_USER_ERRORS = (ConfigError, DataNotFound, FloatingPointError, RunLocked, CheckpointError, OSError, HydraException, OmegaConfBaseException)
+_USER_ERRORS = (ConfigError, DataNotFound, FloatingPointError, RunLocked, CheckpointError, StoreError, OSError, HydraException, OmegaConfBaseException)
 
 def _one_line(error, settings):
     "What a user needs to know of an error, in one line."

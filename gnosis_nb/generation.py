@@ -21,7 +21,7 @@ from .data.vision import DataNotFound, ImageSets, split_dataset
 from .data.zoo import load_vision
 from .distill import FidelityTable
 from .engine import peak_memory
-from .experiment import (OPTIONS, SETTINGS, ConfigError, blame, check_settings, derive_seed, evaluation_rows, gan_networks, gan_options, generator_facts, image_augmentation, load_network, network_spec, pick_device, claim, set_seed, unchanged,
+from .experiment import (OPTIONS, SETTINGS, ConfigError, blame, check_settings, check_stores, derive_seed, evaluation_rows, gan_networks, gan_options, generator_facts, image_augmentation, load_network, network_spec, pick_device, claim, set_seed, unchanged,
                                   _count, _fit, _flag, _kind, _load, _natural, _not_negative, _one_of, _positive, _statistics, _text)
 from .gan import GANTable, SampleGrid, gan_dls, gan_learner
 from .learner import optimizer, teacher_learner
@@ -32,7 +32,7 @@ from .storage import CheckpointError, checkpoint_info, find_checkpoints
 
 # %% ../nbs/42_generation.ipynb #b60a29be
 GENERATION_SETTINGS = {
-    **{k: v for k, v in SETTINGS.items() if k in ('trial_id', 'seed', 'device', 'data_dir', 'exp_name', 'job_name', 'augmentation.random_apply.p', 'dataloader.batch_size', 'dataloader.num_workers', 'trainer.precision', 'trainer.channels_last', 'trainer.num_epochs')
+    **{k: v for k, v in SETTINGS.items() if k in ('trial_id', 'seed', 'device', 'data_dir', 'exp_name', 'job_name', 's3_endpoint_url', 's3_region', 'augmentation.random_apply.p', 'dataloader.batch_size', 'dataloader.num_workers', 'trainer.precision', 'trainer.channels_last', 'trainer.num_epochs')
        or k.startswith(('dataset.', 'logger.', 'classifier.', 'density_model.'))},
     'resume': _flag(), 'force': _flag(), 'trainer.state_minutes': _not_negative(), 'density_model.loss': OPTIONS['density_model.loss'], 'augmentation.transforms_list': _kind(list, none=True), 'augmentation.normalization': _one_of('unitcube'),
     **{f'trainer.{k}': _count() for k in ('num_gen_updates', 'gen_update_period', 'disc_update_period', 'eval_period', 'checkpoint_period')},
@@ -70,7 +70,7 @@ def _check_trainer(t):
 def check_generation(cfg:dict): # settings that `check_settings` has passed
     "Refuse settings that contradict each other or cannot be built, by a `ConfigError` that names them."
     judge = cfg['judge']
-    _check_trainer(cfg['trainer'])
+    check_stores(cfg); _check_trainer(cfg['trainer'])
     if judge['ckpt_path'] and judge['name'] not in ('auto', 'classifier'): raise ConfigError(f"judge.ckpt_path={judge['ckpt_path']} with judge.name={judge['name']}: expected the judge 'classifier'")
     if judge['ckpt_path'] and not (path := Path(cfg['data_dir'])/judge['ckpt_path']).is_file(): raise ConfigError(f"judge.ckpt_path={judge['ckpt_path']}: there is no {path}")
     if cfg['dataset']['shuffle_train_targets']['enabled']: raise ConfigError("dataset.shuffle_train_targets.enabled=True: a generator does not learn from labels")

@@ -56,7 +56,7 @@ def _read(path, load):
     return out if isinstance(out, dict) else {}
 
 # %% ../nbs/41_runs.ipynb #e6d35d08
-_NO_MATTER = ('data_dir', 'exp_name', 'job_name', 'logger', 'resume', 'force', 'ckpt_store', 's3_bucket', 'trainer.state_minutes', 'dataset.root_dir', 'dataset.download', 'dataset.memory_limit', 'dataloader.num_workers', 'trainer.parallel_models', 'trainer.teacher_cache')
+_NO_MATTER = ('data_dir', 'exp_name', 'job_name', 'logger', 'resume', 'force', 's3_endpoint_url', 's3_region', 'trainer.state_minutes', 'dataset.root_dir', 'dataset.download', 'dataset.memory_limit', 'dataloader.num_workers', 'trainer.parallel_models', 'trainer.teacher_cache')
 
 def run_identity(config:dict): # nested settings
     "A short hash of the settings that determine a run's result."
@@ -77,7 +77,7 @@ class Run:
         config:dict, # every setting, plain values only
         data:list|None=None, # checksums of the examples
         new:bool=False, # make a folder of its own in `path`, named by the time
-        mirror:Callable|None=None, # called with the folder; returns what sends files elsewhere, with `send(path)` and `close()`
+        mirror:Callable|None=None, # called with the folder; returns what sends files elsewhere, a `Mirror`
         say:Callable=print): # where sentences for the user go
         self.path, self.config, self.data, self.new, self.mirror, self.say, self.tables = Path(path), config, data, new, mirror, say, {}
         self.state, self.finished = {} if new else _read(self.path/'state.json', json.loads), False     # finished: there is nothing left to do
@@ -115,9 +115,13 @@ class Run:
         if self._writer: self._writer.close()
         try: self._ended(kind, error)
         finally:
-            if self._mirror: self._mirror.close()
+            if self._mirror: self._send_last()
             self._lock.release()
         return False
+
+    def _send_last(self):
+        for o in (self.path/'tensorboard').glob('*'): self._mirror.send(o)
+        if unsent := self._mirror.close(): self.say(f"{len(unsent)} files of {self.path} could not be sent yet; they are noted there, and the next run with the same logger sends them")
 
     def _ended(self, kind, error):
         try:

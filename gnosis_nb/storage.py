@@ -148,11 +148,11 @@ def _natural(path): return [int(o) if o.isdigit() else o for o in re.split(r'(\d
 def find_checkpoints(folder:str|Path, # searched with everything below it; a file is taken as it is
                      stem:str='teacher', # name before the number
                     )->list: # of paths
-    "Checkpoints `<stem>_<number>` below a folder, in natural order. A folder that does not exist has none."
+    "Checkpoints `<stem>_<number>` below a folder, in natural order; hidden folders are left out. A folder that does not exist has none."
     folder = Path(folder)
     if folder.is_file(): return [folder]
     pattern = re.compile(rf'{re.escape(stem)}_\d+\.(safetensors|ckpt|pt|pth)')
-    return sorted((o for o in folder.rglob(f'{stem}_*') if pattern.fullmatch(o.name)), key=_natural)
+    return sorted((o for o in folder.rglob(f'{stem}_*') if pattern.fullmatch(o.name) and not any(p.startswith('.') for p in o.relative_to(folder).parts)), key=_natural)
 
 # %% ../nbs/40_storage.ipynb #dd7b6cac
 def select_checkpoints(n:int, # checkpoints there are, N

@@ -10,8 +10,9 @@ __all__ = ['SHARES', 'LABELS', 'FIGURES', 'POLICY_NAMES', 'PALETTE', 'STYLE', 'C
            'teacher_answers', 'draw_answers', 'draw_samples', 'chooser', 'cost_table', 'verify', 'make_figure',
            'figure']
 
-# %% ../nbs/50_figures.ipynb #c9b7d5c2
+# %% ../nbs/50_figures.ipynb #cc9826b3
 import argparse
+import io
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -131,9 +133,9 @@ class Figure:
     command:str='image_classification'
     columns:int=2         # panels in a row
 
-# %% ../nbs/50_figures.ipynb #1391f8fa
-LABELS = dict(accuracy='accuracy (%)', nll='NLL (nats)', ece='ECE (%)', agreement='agreement with the teacher (%)', kl='KL(teacher ‖ student) (nats)',
-    train_agreement='agreement, distillation data (%)', teacher_accuracy="teacher's accuracy (%)", synth='synthetic images per real image', m='teachers m', tau='temperature τ', alpha='weight α of the labels',
+# %% ../nbs/50_figures.ipynb #23cf93e0
+LABELS = dict(accuracy='accuracy (%)', nll='NLL (nats)', ece='ECE (%)', agreement='agreement (%)', kl='KL to the student (nats)',
+    train_agreement='train agreement (%)', teacher_accuracy="teacher's accuracy (%)", synth='synthetic images per real image', m='teachers m', tau='temperature τ', alpha='weight α of the labels',
     epochs='epochs', lam="λ, share of the teacher's weights", policy='', splits="student's data", shown='images in the distillation set', pair='depth of teacher / student', init='start of the student',
     cka_0='CKA, stage 1', cka_1='CKA, stage 2', cka_2='CKA, stage 3')
 _SERIES = dict(m='m = {}', tau='τ = {:g}', splits='{}', optimizer='{}', data='{}')
@@ -242,7 +244,7 @@ def teacher_jobs(jobs:list, # of `sweep_jobs`
         out.append([o for o in group[0][1] if _key(o) not in own] + [f'{k}={v}' for k, v in own.items()])
     return out
 
-# %% ../nbs/50_figures.ipynb #d88fdfcd
+# %% ../nbs/50_figures.ipynb #dfee3724
 def _multirun(command, overrides, say):
     say(' '.join([f"gnosis-{command.replace('_', '-')}", '-m', *overrides]))
     code = f'from gnosis_nb.cli import {command} as f; f()'
@@ -251,7 +253,8 @@ def _multirun(command, overrides, say):
 def _here(command, settings, wait=300):
     "A run in this process, quietly; if another process has it, wait until that has ended."
     for _ in range(wait):
-        try: return COMMANDS[command][0](settings, say=lambda s: None)
+        try:
+            with redirect_stdout(io.StringIO()): return COMMANDS[command][0](settings, say=lambda s: None)
         except RunLocked: time.sleep(1)
     raise RunLocked(f"{command}: another process has not finished the same run in {wait} s")
 
@@ -302,7 +305,7 @@ def add_independent(table:pd.DataFrame, # of `collect`; its runs have their weig
             rows[i] = dict(independent_agreement=100*float(agreement(z_t, z_s)), independent_kl=float(predictive_kl(z_t, z_s)))
     return table.join(pd.DataFrame.from_dict(rows, orient='index', columns=['independent_agreement', 'independent_kl']))
 
-# %% ../nbs/50_figures.ipynb #de64f981
+# %% ../nbs/50_figures.ipynb #6c68aa8d
 @dataclass
 class Results:
     "The runs of a figure at a scale, and what they are."
@@ -312,6 +315,7 @@ class Results:
     facts:dict            # device, dataset, date, seeds, versions, command
 
     def __len__(self): return len(self.rows)
+    def _repr_html_(self): return pd.Series({'figure': self.figure, 'scale': self.scale, **self.facts}).to_frame('').to_html()
 
     @property
     def caption(self):
@@ -387,7 +391,7 @@ def _line(ax, stat, at, color, label, style='-', marker='o'):
 def _points(ax, stat, at, color, label, shift):
     ax.errorbar([at(o) + shift for o in stat.index], stat['mean'], stat['std'].fillna(0), fmt='o', ms=4, color=color, capsize=2, label=label)
 
-# %% ../nbs/50_figures.ipynb #475a3e61
+# %% ../nbs/50_figures.ipynb #dff67231
 def _chosen(rows, panel):
     for k, v in panel.where.items(): rows = rows[rows[k] == v]
     return rows[rows[panel.metric].notna()] if panel.metric in rows else rows[:0]
@@ -408,12 +412,15 @@ def draw_panel(r:Results, # what to draw
     numeric = _numeric(all_x)
     if not numeric: all_x = sorted(all_x, key=lambda o: _ORDER.index(o) if o in _ORDER else 99)
     at = (lambda o: o) if numeric else all_x.index
+    beside = None
     for i, (v, color) in enumerate(zip(values, colors)):
         part = rows if v is None else rows[rows[panel.series] == v]
         label, shift = series_label(panel.series, v), .12*(i - (len(values) - 1)/2)
         _draw_series(ax, r, panel, part, at, numeric, color, label, shift)
-        if paper and len(p := _paper_series(r.figure, panel, label)): _draw_paper(ax, p, at, numeric, shift, label)
-    _decorate(ax, panel, numeric, all_x)
+        if paper and len(p := _paper_series(r.figure, panel, label)):
+            beside = beside or (ax if r.scale == 'paper' else _grey_axis(ax))
+            _draw_paper(beside, p, at, numeric, shift, label)
+    _decorate(ax, panel, numeric, all_x, beside)
 
 def _paper_x(name, panel, paper, values):
     return [] if not paper else [x for v in values for x in _paper_series(name, panel, series_label(panel.series, v)).x]
@@ -430,17 +437,28 @@ def _draw_series(ax, r, panel, part, at, numeric, color, label, shift):
         if numeric: _line(ax, stat, at, color, name, '--' if prefix == 'teacher_' else ':', None)
         else: ax.plot([at(o) + shift for o in stat.index], stat['mean'], marker, ms=8 if marker == '_' else 4, color=color, label=name)
 
+def _grey_axis(ax):
+    "An axis of its own for the paper's values, on the right: at smaller scales the numbers are others, and their course is what can be compared."
+    right = ax.twinx()
+    right.spines['right'].set(visible=True, color='.6')
+    right.tick_params(axis='y', colors='.6', labelsize=7)
+    right.set_ylabel("paper's", color='.6', fontsize=7)
+    ax.set_zorder(right.get_zorder() + 1); ax.patch.set_visible(False)
+    return right
+
 def _draw_paper(ax, p, at, numeric, shift, label):
     xs = [at(o) + (0 if numeric else shift) for o in p.x]
     ax.plot(xs, p.value, 's-' if numeric else 's', color='.6', ms=3, lw=.8, zorder=0, label=f'paper {label}'.strip())
     if p['std'].notna().any(): ax.errorbar(xs, p.value, p['std'], fmt='none', color='.6', zorder=0)
 
-def _decorate(ax, panel, numeric, all_x):
+def _decorate(ax, panel, numeric, all_x, beside=None):
     ax.set(xlabel=LABELS[panel.x], ylabel=LABELS[panel.metric], title=', '.join(series_label(k, v) for k, v in panel.where.items() if k != 'sweep'))
     if not numeric: ax.set_xticks(range(len(all_x)), all_x, rotation=60 if len(all_x) > 3 else 20, ha='right')
     elif panel.x in ('tau', 'epochs', 'shown') and min(all_x, default=0) > 0:
         ax.set_xscale('log'); ax.set_xticks(all_x, [f'{o:g}' for o in all_x]); ax.minorticks_off()
-    if len(ax.get_legend_handles_labels()[1]) > 1: ax.legend()
+    drawn = [ax.get_legend_handles_labels()] + ([beside.get_legend_handles_labels()] if beside not in (None, ax) else [])
+    handles, labels = (sum(o, []) for o in zip(*drawn))
+    if len(labels) > 1: ax.legend(handles, labels, loc='lower center', bbox_to_anchor=(.5, 1.1 if ax.get_title() else 1.), ncols=min(3, len(labels)), columnspacing=1., handletextpad=.4)
 
 # %% ../nbs/50_figures.ipynb #edb0b846
 def draw(r:Results, # what to draw
@@ -647,7 +665,7 @@ def draw_basins(surfaces:pd.DataFrame): # of `basins`
             ax.set(title=f'λ = {lam:g}', aspect='auto')
     return fig
 
-# %% ../nbs/50_figures.ipynb #352a3175
+# %% ../nbs/50_figures.ipynb #235dcfb4
 def teacher_answers(jobs:list, # of Fig 8
                     data_dir:str|Path, # where they are
                     ms=(1, 3, 5), # sizes of the ensembles
@@ -680,7 +698,7 @@ def draw_answers(answers:pd.DataFrame, # of `teacher_answers`
                 s = answers[(answers.depth == depth) & (answers.data == data) & (answers.tau == tau) & (answers.image == image)]
                 _bars(axs[i, j], s)
                 axs[i, j].set(title=f'{data}, τ = {tau:g} ({s.label.iloc[0]})' if i == 0 else '', ylabel=f'depth {depth}\nprobability' if j == 0 else '')
-        axs[0, 0].legend()
+        axs[0, -1].legend()
     return fig
 
 def _bars(ax, s):

@@ -383,7 +383,9 @@ def checkpoint_folder(cfg:dict, who:str, stem:str, say=print): # settings; 'teac
     if not given: return root, None, None
     if cfg['ckpt_store'] == 'local': return root/given, f'{who}.{key}', given
     folder = root/'.fetched'/cfg['s3_bucket']/given.strip('/')
-    fetch(bucket(cfg, cfg['s3_bucket']), given.strip('/'), folder, rf'{stem}_(init_)?\d+\.(safetensors|ckpt|pt|pth)', say)
+    store = bucket(cfg, cfg['s3_bucket'])
+    if not fetch(store, given.strip('/'), folder, rf'{stem}_(init_)?\d+\.(safetensors|ckpt|pt|pth)', say):
+        raise ConfigError(f"{who}.{key}={given}: {store.name} has no {stem}_<number> checkpoint there")
     return folder, f'{who}.{key}', given
 
 # %% ../nbs/42_experiment.ipynb #2fb9cf26

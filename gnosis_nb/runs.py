@@ -152,8 +152,8 @@ def log(self:Run, table, row):
 
 @patch
 def save(self:Run, name, model, **info):
-    "Write `<name>.safetensors`; returns its path."
-    path = save_checkpoint(self.path/name, model, created=_now(), **info)
+    "Write `<name>.safetensors`, with the run's identity among its facts; returns its path."
+    path = save_checkpoint(self.path/name, model, created=_now(), run=run_identity(self.config), **info)
     if self._mirror: self._mirror.send(path)
     return path
 

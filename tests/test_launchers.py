@@ -10,7 +10,8 @@ import pytest
 from gnosis_nb.runs import find_runs
 
 LAUNCHERS = dict(basic=[], joblib=['hydra/launcher=joblib', 'hydra.launcher.n_jobs=2'], submitit=['hydra/launcher=submitit_local', 'hydra.launcher.timeout_min=5', 'hydra.launcher.cpus_per_task=1'],
-                 ray=['hydra/launcher=ray', '+hydra.launcher.ray.init.num_cpus=2', '+hydra.launcher.ray.init.include_dashboard=false', '+hydra.launcher.ray.remote.num_cpus=1'])
+                 ray=['hydra/launcher=ray', '+hydra.launcher.ray.init.num_cpus=2', '+hydra.launcher.ray.init.include_dashboard=false', '+hydra.launcher.ray.remote.num_cpus=1',
+                 '+hydra.launcher.ray.init.num_gpus=1', '+hydra.launcher.ray.remote.num_gpus=0.5'])     # a GPU in name only: Ray counts what it is told
 SMALL = ['dataset=digits', 'dataset.size=8', 'classifier.depth=8', 'dataloader.batch_size=256', 'trainer.num_epochs=1', 'trainer.distill_teacher=false', 'device=cpu']
 
 def sweep(folder, *overrides):

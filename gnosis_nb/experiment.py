@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'OPTIONS', 'TEXT_SETTINGS', 'ConfigError', 'blame', 'nearest_setting', 'check_settings', 'check_stores',
-           'check_combinations', 'derive_seed', 'set_seed', 'pick_device', 'load_data', 'load_texts', 'load_extra',
-           'student_parts', 'student_temps', 'image_augmentation', 'network_options', 'network_spec', 'build_network',
-           'load_network', 'teacher_facts', 'bucket', 'checkpoint_folder', 'find_teachers', 'batch_loader',
-           'teacher_loaders', 'prepare_teacher', 'choose_teachers', 'unchanged', 'load_teachers', 'plan_teachers',
-           'complete_teachers', 'build_loss', 'gan_options', 'gan_networks', 'generator_facts', 'find_generator',
-           'build_generator', 'distill_loader', 'evaluation_rows', 'evaluation_loader', 'first_weights',
-           'start_student', 'prepare_student', 'plot_run', 'run_mirror', 'claim', 'check_buildable', 'statistics',
-           'image_classification', 'text_classification', 'finish']
+           'check_combinations', 'derive_seed', 'set_seed', 'pick_device', 'shrink', 'load_data', 'load_texts',
+           'load_extra', 'student_parts', 'student_temps', 'image_augmentation', 'network_options', 'network_spec',
+           'build_network', 'load_network', 'teacher_facts', 'bucket', 'checkpoint_folder', 'find_teachers',
+           'batch_loader', 'teacher_loaders', 'prepare_teacher', 'choose_teachers', 'unchanged', 'load_teachers',
+           'plan_teachers', 'complete_teachers', 'build_loss', 'gan_options', 'gan_networks', 'generator_facts',
+           'find_generator', 'build_generator', 'distill_loader', 'evaluation_rows', 'evaluation_loader',
+           'first_weights', 'start_student', 'prepare_student', 'plot_run', 'run_mirror', 'claim', 'check_buildable',
+           'statistics', 'image_classification', 'text_classification', 'finish']
 
 # %% ../nbs/42_experiment.ipynb #ecdb97aa
 import difflib
@@ -20,6 +20,7 @@ import random
 import re
 import zlib
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -38,7 +39,7 @@ from .data.augment import AUGMENTATIONS, augmentation
 from .data.blocks import POLICIES, DistillLoader, extra_part
 from .data.loaders import ImageLoader
 from .data.text import TEXT_SOURCES, TextLoader, TextSets, load_text
-from .data.vision import ImageSets, hold_out, normalizer, shuffle_targets, split_dataset
+from .data.vision import ImageData, ImageSets, hold_out, normalizer, shuffle_targets, split_dataset, stratified_subset
 from .data.zoo import VISION_SOURCES, load_vision
 from .distill import FidelityTable, PrintProgress
 from .engine import fit_together, peak_memory, pick_parallel
@@ -81,7 +82,7 @@ def _one_of(*names): return _kind(str, lambda v: v in names, f": one of {', '.jo
 
 # %% ../nbs/42_experiment.ipynb #27b9a6d0
 SETTINGS = {
-    'trial_id': _natural(), 'seed': _seed(), 'device': _text(), 'data_dir': _text(), 'exp_name': _text(), 'job_name': _text(none=True), 'resume': _flag(), 'force': _flag(),
+    'trial_id': _natural(), 'seed': _seed(), 'device': _text(), 'data_dir': _text(), 'exp_name': _text(), 'job_name': _text(none=True), 'resume': _flag(), 'force': _flag(), 'scale': _one_of('own', 'smoke', 'small', 'paper'),
     'logger.name': _one_of('local', 's3'), 'ckpt_store': _one_of('local', 's3'), 's3_bucket': _text(none=True), 's3_endpoint_url': _text(none=True), 's3_region': _text(none=True),
     'dataset.name': _one_of(*VISION_SOURCES), 'dataset.root_dir': _text(none=True), 'dataset.download': _flag(),
     'dataset.subsample.ratio': _share(), 'dataset.subsample.seed': _seed(), 'dataset.subsample.split': _kind(int, lambda v: v in (0, 1), ': 0 or 1'),
@@ -109,6 +110,7 @@ SETTINGS = {
 _OPEN = ('logger.', 'dataset.', 'classifier.', 'loss.', 'augmentation.', 'density_model.')                # groups with options of their own, which may be these:
 OPTIONS = {
     'dataset.seed': _kind(int, lambda v: 0 <= v < 2**32, ' in [0, 2**32)'), **{f'dataset.{k}': _count(none=True) for k in ('num_data', 'size', 'channels', 'resize', 'num_svhn_data')},
+    **{f'dataset.shrink.{k}': _count(none=True) for k in ('train', 'test', 'size')},
     'dataset.cifar10_fraction': _share(), 'dataset.fraction': _share(), 'dataset.split': _text(), 'dataset.memory_limit': _not_negative(),
     **{f'density_model.{k}': _count() for k in ('z_dim', 'generator.k', 'discriminator.k', 'nz', 'ngf', 'ndf', 'size')}, 'density_model.loss': _one_of('hinge', 'bce'),
     'classifier.depth': _count(none=True), 'classifier.skip_connections': _flag(), 'classifier.batch_norm': _flag(),
@@ -239,11 +241,32 @@ def pick_device(name:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', …
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as e: raise ConfigError(f"device={name}: not available here ({str(e).splitlines()[0]})") from None
 
+# %% ../nbs/42_experiment.ipynb #0b2233c7
+def _fewer(key, data, n):
+    if n is not None and n > len(data): raise ValueError(f"{key}={n}: expected at most {len(data)}, the number of {data.unit} there are")
+    return data if n is None else data.subset(stratified_subset(data.targets, n))
+
+def _smaller(data, size):
+    if size is None or data.shape[1] == size: return data
+    if not isinstance(data, ImageData): return replace(data, size=size)      # from files they are read at any size
+    parts = [F.interpolate(x.float(), (size, size), mode='bilinear', antialias=True).round().clamp(0, 255).byte() for x in data.images.split(4096)]
+    return replace(data, images=torch.cat(parts))
+
+def shrink(sets:ImageSets|TextSets, # changed in nothing
+           train:int|None=None, # training examples to keep, the same share of each class
+           test:int|None=None, # evaluation examples to keep
+           size:int|None=None, # pixels that images get, on both sides
+          )->ImageSets|TextSets:
+    "Less of the same data, for experiments that are to take minutes. Raises `ValueError` if there is not as much."
+    of = {'train': train, 'test': test}
+    return replace(sets, **{k: _smaller(_fewer(k, getattr(sets, k), n), size) for k, n in of.items()})
+
 # %% ../nbs/42_experiment.ipynb #b3c6a065
-_DATA_KEYS = ('name', 'root_dir', 'download', 'subsample', 'shuffle_train_targets', 'statistics')
+_DATA_KEYS = ('name', 'root_dir', 'download', 'subsample', 'shuffle_train_targets', 'statistics', 'shrink')
 
 def _load(load, data):
-    with blame('dataset'): return load(data['name'], data['root_dir'], data['download'], **{k: v for k, v in data.items() if k not in _DATA_KEYS})
+    with blame('dataset'): sets = load(data['name'], data['root_dir'], data['download'], **{k: v for k, v in data.items() if k not in _DATA_KEYS})
+    with blame('dataset.shrink'): return shrink(sets, **data.get('shrink', {}))
 
 def _divide(cfg, train, test):
     "Training examples with their labels shuffled, evaluation examples, and the two parts of the former."

@@ -57,7 +57,7 @@ def _read(path, load):
     return out if isinstance(out, dict) else {}
 
 # %% ../nbs/41_runs.ipynb #e6d35d08
-_NO_MATTER = ('data_dir', 'exp_name', 'job_name', 'logger', 'resume', 'force', 's3_endpoint_url', 's3_region', 'trainer.state_minutes', 'dataset.root_dir', 'dataset.download', 'dataset.memory_limit', 'dataloader.num_workers', 'trainer.parallel_models', 'trainer.teacher_cache')
+_NO_MATTER = ('data_dir', 'exp_name', 'job_name', 'scale', 'logger', 'resume', 'force', 's3_endpoint_url', 's3_region', 'trainer.state_minutes', 'dataset.root_dir', 'dataset.download', 'dataset.memory_limit', 'dataloader.num_workers', 'trainer.parallel_models', 'trainer.teacher_cache')
 
 def run_identity(config:dict): # nested settings
     "A short hash of the settings that determine a run's result."

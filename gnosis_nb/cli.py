@@ -24,11 +24,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .data.vision import DataNotFound
-from .experiment import SETTINGS, TEXT_SETTINGS, ConfigError, nearest_setting
 from .experiment import image_classification as run_image_classification, text_classification as run_text_classification
 from .generation import GENERATION_SETTINGS
 from .generation import image_generation as run_image_generation
 from .runs import RunLocked
+from .settings import SETTINGS, TEXT_SETTINGS, ConfigError, nearest_setting
 from .storage import CheckpointError, write_atomic
 from .stores import StoreError
 

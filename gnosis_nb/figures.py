@@ -4,18 +4,16 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'LABELS', 'FIGURES', 'POLICY_NAMES', 'PALETTE', 'STYLE', 'CLAIMS', 'targets', 'Panel', 'Figure',
-           'series_label', 'settings_row', 'result_row', 'done_runs', 'sweep_jobs', 'collect', 'teacher_jobs', 'train',
-           'add_independent', 'Results', 'results', 'save_results', 'load_results', 'mean_std', 'draw_panel', 'draw',
-           'save_figure', 'tabulate', 'Claim', 'interval', 'verdict', 'check_claims', 'basins', 'draw_basins',
-           'teacher_answers', 'draw_answers', 'draw_samples', 'chooser', 'cost_table', 'verify', 'make_figure',
-           'figure']
+           'series_label', 'settings_row', 'result_row', 'done_runs', 'sweep_jobs', 'collect', 'rows_with',
+           'teacher_jobs', 'train', 'add_independent', 'Results', 'results', 'save_results', 'load_results', 'mean_std',
+           'draw_panel', 'draw', 'save_figure', 'tabulate', 'Claim', 'interval', 'verdict', 'check_claims', 'basins',
+           'draw_basins', 'teacher_answers', 'draw_answers', 'draw_samples', 'chooser', 'cost_table', 'verify',
+           'make_figure', 'figure']
 
-# %% ../nbs/50_figures.ipynb #cc9826b3
+# %% ../nbs/50_figures.ipynb #abe19d36
 import argparse
 import io
 import json
-import os
-import platform
 import random
 import subprocess
 import sys
@@ -23,7 +21,6 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
@@ -33,19 +30,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
 from .cli import COMMANDS, compose_sweep
-from .data.zoo import load_vision
-from .experiment import ConfigError, build_network, evaluation_loader, load_data, load_network, load_texts, network_options
+from .experiment import evaluation_loader, load_data, load_network, load_texts, network_options
 from .fidelity import predictions
 from .landscape import Plane, grid_axes, loss_surface, plot_surface
 from .losses import reduce_ensemble_logits
 from .metrics import agreement, predictive_kl
 from .models import ClassifierEnsemble, build_classifier, build_gan
 from .runs import RunLocked, run_identity
+from .settings import ConfigError
 from .storage import checkpoint_info, find_checkpoints, load_checkpoint, load_weights, write_atomic
 
 # %% ../nbs/50_figures.ipynb #7fdc0776
@@ -144,7 +140,7 @@ def series_label(column:str, value): # a column of the table of runs, one of its
     "What a series is called; '' where there is one only."
     return _SERIES[column].format(value) if column else ''
 
-# %% ../nbs/50_figures.ipynb #a24dbdfd
+# %% ../nbs/50_figures.ipynb #e58a1119
 def _all(x, series='', metrics=('accuracy', 'nll', 'ece', 'agreement', 'kl'), **where):
     return [Panel(o, x, series, where, o in ('accuracy', 'nll', 'ece')) for o in metrics]
 
@@ -154,7 +150,7 @@ FIGURES = dict(
     fig02=Figure('LeNet-5, a teacher of 200 digits', _all('shown', metrics=('agreement', 'accuracy')), ['fig02']),
     fig03=Figure('Which images to distil on', _all('policy', 'm', ('accuracy', 'agreement')), ['fig03']),
     fig04=Figure('Distilling on new data or on old', [*_all('m', 'splits', _FOUR, tau=4.), *_all('tau', 'splits', _FOUR, m=3)], ['fig04', 'fig04_bottom'], columns=4),
-    fig05=Figure('Agreement on the distillation data', [Panel('train_agreement', x, 'm', {'sweep': s}) for x, s in (('synth', 'fig05'), ('splits', 'fig04'), ('policy', 'fig11'))], ['fig05', 'fig04', 'fig11'], columns=3),
+    fig05=Figure('Agreement on the distillation data', [Panel('train_agreement', x, 'm', {'sweep': s}) for x, s in (('synth', 'fig05'), ('splits', 'fig04'), ('policy', ['fig11', 'fig03']))], ['fig05', 'fig04', 'fig11', 'fig03'], columns=3),
     fig06=Figure('Is it the optimiser?', [Panel('train_agreement', 'epochs', 'optimizer', {'sweep': 'fig06'}), Panel('train_agreement', 'lam', '', {'sweep': 'fig06b'})], ['fig06', 'fig06b']),
     fig07=Figure('Samples of the generator', [], []),
     fig08=Figure('What teachers say', [], ['fig08']),
@@ -201,7 +197,7 @@ def result_row(path:str|Path)->dict: # a run's folder
         row.update({k: cka[k] for k in cka.index if k.startswith('cka_')})
     return _percent({k: np.nan if v is None else v for k, v in row.items()})
 
-# %% ../nbs/50_figures.ipynb #e5ddffb0
+# %% ../nbs/50_figures.ipynb #00bd2fb7
 def done_runs(data_dir:str|Path)->dict: # identity: folder; of several the newest
     "Folders of all runs below `data_dir` that are done."
     states = [(json.loads(f.read_text()), f.parent) for f in Path(data_dir).rglob('state.json')]
@@ -219,11 +215,21 @@ def sweep_jobs(name:str, # a key of `FIGURES`
 def collect(jobs:list, # of `sweep_jobs`
             data_dir:str|Path, # where runs are
            )->pd.DataFrame: # one row a run that is done
-    "The table of a figure's runs; those that are not done are missing from it."
-    done, rows = done_runs(data_dir), []
+    "The table of a figure's runs, each once; those that are not done are missing from it."
+    done, rows = done_runs(data_dir), {}
     for preset, _, cfg in jobs:
-        if path := done.get(run_identity(cfg)): rows.append(dict(sweep=preset, **settings_row(cfg), **result_row(path), path=str(path)))
-    return pd.DataFrame(rows)
+        run = run_identity(cfg)
+        if run in rows: rows[run]['sweep'] += f' {preset}'
+        elif path := done.get(run): rows[run] = dict(sweep=preset, **settings_row(cfg), **result_row(path), path=str(path))
+    return pd.DataFrame(rows.values())
+
+def rows_with(t:pd.DataFrame, # table of runs
+              **values): # of columns; a list: any of them
+    "The runs that have these settings; `sweep` is any of those that they belong to."
+    for k, v in values.items():
+        v = v if isinstance(v, (list, tuple)) else [v]
+        t = t[t[k].map(lambda o: bool(set(o.split()) & set(v))) if k == 'sweep' else t[k].isin(v)]
+    return t
 
 # %% ../nbs/50_figures.ipynb #47087f6f
 def _pool_key(cfg):
@@ -391,15 +397,15 @@ def _line(ax, stat, at, color, label, style='-', marker='o'):
 def _points(ax, stat, at, color, label, shift):
     ax.errorbar([at(o) + shift for o in stat.index], stat['mean'], stat['std'].fillna(0), fmt='o', ms=4, color=color, capsize=2, label=label)
 
-# %% ../nbs/50_figures.ipynb #dff67231
+# %% ../nbs/50_figures.ipynb #6558973f
 def _chosen(rows, panel):
-    for k, v in panel.where.items(): rows = rows[rows[k] == v]
+    rows = rows_with(rows, **panel.where)
     return rows[rows[panel.metric].notna()] if panel.metric in rows else rows[:0]
 
 def _paper_series(name, panel, label):
     p = targets()
     p = p[(p.figure == name) & (p.metric == panel.metric) & (p.series == label)]
-    return p if panel.x in ('policy', 'init', 'splits', 'pair') else p[[_numeric([o]) for o in p.x]]
+    return p if panel.x in ('policy', 'init', 'splits', 'pair') else p[np.array([_numeric([o]) for o in p.x], dtype=bool)]
 
 def draw_panel(r:Results, # what to draw
                panel:Panel, # how
@@ -536,10 +542,10 @@ def verdict(values, # a number for each trial
     if margin is None: return 'holds' if low > 0 else 'fails' if high < 0 else 'undecided'
     return 'holds' if -margin < low and high < margin else 'fails' if low > margin or high < -margin else 'undecided'
 
-# %% ../nbs/50_figures.ipynb #dce012e9
+# %% ../nbs/50_figures.ipynb #d80aeca7
 def _of(t, metric, how='mean', **where):
     "A metric for each trial, over the rows with these values (a list: any of them)."
-    for k, v in where.items(): t = t[t[k].isin(v) if isinstance(v, (list, tuple)) else t[k] == v]
+    t = rows_with(t, **where)
     return t.groupby('trial')[metric].agg(how).dropna() if metric in t else pd.Series(dtype=float)
 
 def _ends(metric, column, **where):
@@ -557,7 +563,7 @@ def _best(metric, of, low=False):
 
 def _below(metric, bound, **where): return lambda t: bound - _of(t, metric, 'max', **where)
 
-# %% ../nbs/50_figures.ipynb #945c3aea
+# %% ../nbs/50_figures.ipynb #15ceccd3
 _BASE = dict(policy='Baseline')
 CLAIMS = [
     Claim('fig01', 'Self-distillation: agreement rises with the synthetic images', _ends('agreement', 'synth', m=1)),
@@ -581,7 +587,7 @@ CLAIMS = [
     Claim('fig04', 'Agreement tops out at about 85 %', _below('agreement', 86.)),
     Claim('fig05', 'Synthetic images lower the agreement on the distillation data', lambda t: -_ends('train_agreement', 'synth', sweep='fig05')(t)),
     Claim('fig05', 'So does a second half of the data', _more('train_agreement', dict(sweep='fig04', splits='D0'), dict(sweep='fig04', splits='D0 ∪ D1'))),
-    Claim('fig05', 'So does MixUp', _more('train_agreement', dict(sweep='fig11', policy='Baseline'), dict(sweep='fig11', policy='MixUp'))),
+    Claim('fig05', 'So does MixUp', _more('train_agreement', dict(sweep=['fig11', 'fig03'], policy='Baseline'), dict(sweep=['fig11', 'fig03'], policy='MixUp'))),
     Claim('fig06', 'Longer optimisation raises the agreement on the training data', _ends('train_agreement', 'epochs', sweep='fig06', optimizer='SGD')),
     Claim('fig06', 'and yet it stays below 85 %', _below('train_agreement', 85., sweep='fig06')),
     Claim('fig06', 'Adam is below SGD', _more('train_agreement', dict(sweep='fig06', optimizer='SGD'), dict(sweep='fig06', optimizer='Adam'))),
@@ -774,7 +780,7 @@ def cost_table(throughput:float=20_000, # training images/s of a ResNet-20 witho
         rows[name] = {'runs': len(costs), 'epochs': int(sum(e for e, *_ in costs)), 'images (millions)': round(sum(i for _, i, _ in costs)/1e6), 'GPU hours': round(sum(i*f for _, i, f in costs)/unit/throughput/3600, 1)}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/50_figures.ipynb #7ac11baf
+# %% ../nbs/50_figures.ipynb #6e697437
 def verify(name:str, # a key of `FIGURES`
            scale:str='small', # of the kept results
            overrides=(), # as on the command line
@@ -791,12 +797,12 @@ def verify(name:str, # a key of `FIGURES`
     row = random.randrange(len(r)) if row is None else row
     if not 0 <= row < len(r): raise ValueError(f"row={row}: expected 0 to {len(r) - 1}")
     kept = r.rows.iloc[row]
-    jobs = [o for o in sweep_jobs(name, scale, [*overrides, f'data_dir={data_dir}', 'force=true']) if o[0] == kept.sweep]
+    jobs = [o for o in sweep_jobs(name, scale, [*overrides, f'data_dir={data_dir}', 'force=true']) if o[0] in kept.sweep.split()]
     vary = [k for k in settings_row(jobs[0][2]) if k in r.rows and not pd.isna(kept[k])]
     same = lambda t: np.logical_and.reduce([t[k].astype(str) == str(kept[k]) for k in vary if k != 'trial'])
     cfg = next(cfg for *_, cfg in jobs if all(str(settings_row(cfg)[k]) == str(kept[k]) for k in vary))
     say(f"{name}, row {row}: " + ', '.join(f'{k}={kept[k]}' for k in vary))
-    new, trials, ok = result_row(_here(FIGURES[name].command, cfg).path), r.rows[same(r.rows) & (r.rows.sweep == kept.sweep)], []
+    new, trials, ok = result_row(_here(FIGURES[name].command, cfg).path), r.rows[same(r.rows)], []
     for k in metrics:
         n, (mean, *_), s = len(trials), interval(trials[k]), trials[k].std()
         half = stats.t.ppf(.975, n - 1)*s*np.sqrt(1 + 1/n) if n > 1 else np.nan

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from gnosis_nb.cli import compose_sweep
-from gnosis_nb.experiment import SETTINGS, TEXT_SETTINGS, check_combinations, check_settings
+from gnosis_nb.settings import SETTINGS, TEXT_SETTINGS, check_combinations, check_settings
 from gnosis_nb.figures import CLAIMS, FIGURES, Results, check_claims, collect, done_runs, interval, sweep_jobs, targets, teacher_jobs, verdict
 from gnosis_nb.runs import find_runs, run_identity
 

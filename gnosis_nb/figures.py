@@ -397,7 +397,7 @@ def _line(ax, stat, at, color, label, style='-', marker='o'):
 def _points(ax, stat, at, color, label, shift):
     ax.errorbar([at(o) + shift for o in stat.index], stat['mean'], stat['std'].fillna(0), fmt='o', ms=4, color=color, capsize=2, label=label)
 
-# %% ../nbs/50_figures.ipynb #6558973f
+# %% ../nbs/50_figures.ipynb #36b48299
 def _chosen(rows, panel):
     rows = rows_with(rows, **panel.where)
     return rows[rows[panel.metric].notna()] if panel.metric in rows else rows[:0]
@@ -422,26 +422,30 @@ def draw_panel(r:Results, # what to draw
     for i, (v, color) in enumerate(zip(values, colors)):
         part = rows if v is None else rows[rows[panel.series] == v]
         label, shift = series_label(panel.series, v), .12*(i - (len(values) - 1)/2)
-        _draw_series(ax, r, panel, part, at, numeric, color, label, shift)
+        _draw_series(ax, panel, part, at, numeric, color, label, shift)
         if paper and len(p := _paper_series(r.figure, panel, label)):
             beside = beside or (ax if r.scale == 'paper' else _grey_axis(ax))
             _draw_paper(beside, p, at, numeric, shift, label)
+    if panel.teacher and panel.series != 'm': _draw_beside(ax, panel, rows, at, numeric, 'black', '', 0, 'teacher_')     # the same for all series
     _decorate(ax, panel, numeric, all_x, beside)
 
 def _paper_x(name, panel, paper, values):
     return [] if not paper else [x for v in values for x in _paper_series(name, panel, series_label(panel.series, v)).x]
 
-def _draw_series(ax, r, panel, part, at, numeric, color, label, shift):
+def _draw_series(ax, panel, part, at, numeric, color, label, shift):
     stat = mean_std(part, panel.x, panel.metric)
     if numeric: _line(ax, stat, at, color, label or 'student')
     else: _points(ax, stat, at, color, label or 'student', shift)
-    for prefix, shown, marker in (('teacher_', panel.teacher, '_'), ('independent_', panel.metric in ('agreement', 'kl'), 'x')):
-        column = prefix + panel.metric
-        if not shown or column not in part or part[column].isna().all(): continue
-        stat = mean_std(part, panel.x, column)
-        name = f"{label} {prefix.rstrip('_')}".strip()
-        if numeric: _line(ax, stat, at, color, name, '--' if prefix == 'teacher_' else ':', None)
-        else: ax.plot([at(o) + shift for o in stat.index], stat['mean'], marker, ms=8 if marker == '_' else 4, color=color, label=name)
+    if panel.teacher and panel.series == 'm': _draw_beside(ax, panel, part, at, numeric, color, label, shift, 'teacher_')
+    if panel.metric in ('agreement', 'kl'): _draw_beside(ax, panel, part, at, numeric, color, label, shift, 'independent_')
+
+def _draw_beside(ax, panel, part, at, numeric, color, label, shift, prefix):
+    "The metric of the teacher, or that between independent models."
+    column, name = prefix + panel.metric, f"{label} {prefix.rstrip('_')}".strip()
+    if column not in part or part[column].isna().all(): return
+    stat = mean_std(part, panel.x, column)
+    if numeric: _line(ax, stat, at, color, name, '--' if prefix == 'teacher_' else ':', None)
+    else: ax.plot([at(o) + shift for o in stat.index], stat['mean'], '_' if prefix == 'teacher_' else 'x', ms=8 if prefix == 'teacher_' else 4, color=color, label=name)
 
 def _grey_axis(ax):
     "An axis of its own for the paper's values, on the right: at smaller scales the numbers are others, and their course is what can be compared."
@@ -466,19 +470,20 @@ def _decorate(ax, panel, numeric, all_x, beside=None):
     handles, labels = (sum(o, []) for o in zip(*drawn))
     if len(labels) > 1: ax.legend(handles, labels, loc='lower center', bbox_to_anchor=(.5, 1.1 if ax.get_title() else 1.), ncols=min(3, len(labels)), columnspacing=1., handletextpad=.4)
 
-# %% ../nbs/50_figures.ipynb #edb0b846
+# %% ../nbs/50_figures.ipynb #570cc63f
 def draw(r:Results, # what to draw
          paper:bool=True, # the paper's values, too, in grey
         ): # matplotlib figure
-    "All panels of a figure, with what it is below."
+    "All panels in which anything varies, with what it is below."
     f = FIGURES[r.figure]
-    cols = min(f.columns, len(f.panels))
-    n = -(-len(f.panels)//cols)
-    wide = any(p.x in ('policy', 'init') for p in f.panels)
+    panels = [p for p in f.panels if len(_chosen(r.rows, p)) and rows_with(r.rows, **p.where)[p.x].nunique() > 1] or f.panels
+    cols = min(f.columns, len(panels))
+    n = -(-len(panels)//cols)
+    wide = any(p.x in ('policy', 'init') for p in panels)
     with plt.rc_context(STYLE):
         fig, axs = plt.subplots(n, cols, figsize=((4.1 if wide else 3.3)*cols if cols < 4 else 11, (3.3 if wide else 2.7)*n), squeeze=False, layout='constrained')
-        for ax, panel in zip(axs.flat, f.panels): draw_panel(r, panel, ax, paper)
-        for ax in axs.flat[len(f.panels):]: ax.axis('off')
+        for ax, panel in zip(axs.flat, panels): draw_panel(r, panel, ax, paper)
+        for ax in axs.flat[len(panels):]: ax.axis('off')
         fig.suptitle(f.title, fontsize=10)
         fig.supxlabel(r.caption, fontsize=7, color='.4')
     return fig
@@ -838,7 +843,7 @@ def make_figure(name:str, # a key of `FIGURES`
 
 _ALSO = dict(fig06=[('basins', basins, draw_basins)], fig08=[('answers', teacher_answers, draw_answers)])
 
-# %% ../nbs/50_figures.ipynb #dee2db1c
+# %% ../nbs/50_figures.ipynb #5c702a1f
 def figure(args=None): # of the command line; None: those of this process
     "`gnosis-figure fig03 scale=small`: a figure of the paper from nothing, or from the runs that are there."
     p = argparse.ArgumentParser(prog='gnosis-figure', description='Train what a figure of the paper needs and is not there yet, and write its table and picture.')
@@ -863,4 +868,9 @@ def figure(args=None): # of the command line; None: those of this process
 
 def _run_notebook(name):
     "Execute the figure's chapter, where it is at hand."
-    if (nb := Path(f'nbs/figures/{name}.ipynb')).exists(): subprocess.run([sys.executable, '-m', 'jupyter', 'nbconvert', '--to', 'notebook', '--execute', '--inplace', str(nb)], check=False)
+    if not (path := Path(f'nbs/figures/{name}.ipynb')).exists(): return
+    import nbformat
+    from nbclient import NotebookClient
+    nb = nbformat.read(path, 4)
+    NotebookClient(nb, timeout=600, resources={'metadata': {'path': str(path.parent)}}).execute()
+    nbformat.write(nb, path)

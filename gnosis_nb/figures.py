@@ -7,10 +7,10 @@ __all__ = ['SHARES', 'LABELS', 'FIGURES', 'POLICY_NAMES', 'PALETTE', 'STYLE', 'C
            'series_label', 'settings_row', 'result_row', 'done_runs', 'sweep_jobs', 'collect', 'rows_with',
            'teacher_jobs', 'train', 'add_independent', 'Results', 'results', 'save_results', 'load_results', 'mean_std',
            'draw_panel', 'draw', 'save_figure', 'tabulate', 'Claim', 'interval', 'verdict', 'check_claims', 'basins',
-           'draw_basins', 'teacher_answers', 'draw_answers', 'draw_samples', 'chooser', 'cost_table', 'verify',
-           'make_figure', 'figure']
+           'draw_basins', 'teacher_answers', 'draw_answers', 'draw_samples', 'all_claims', 'chooser', 'cost_table',
+           'verify', 'make_figure', 'figure']
 
-# %% ../nbs/50_figures.ipynb #abe19d36
+# %% ../nbs/50_figures.ipynb #f8b4e893
 import argparse
 import io
 import json
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import cycle
@@ -250,7 +250,7 @@ def teacher_jobs(jobs:list, # of `sweep_jobs`
         out.append([o for o in group[0][1] if _key(o) not in own] + [f'{k}={v}' for k, v in own.items()])
     return out
 
-# %% ../nbs/50_figures.ipynb #dfee3724
+# %% ../nbs/50_figures.ipynb #d7eb71e7
 def _multirun(command, overrides, say):
     say(' '.join([f"gnosis-{command.replace('_', '-')}", '-m', *overrides]))
     code = f'from gnosis_nb.cli import {command} as f; f()'
@@ -260,7 +260,7 @@ def _here(command, settings, wait=300):
     "A run in this process, quietly; if another process has it, wait until that has ended."
     for _ in range(wait):
         try:
-            with redirect_stdout(io.StringIO()): return COMMANDS[command][0](settings, say=lambda s: None)
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()): return COMMANDS[command][0](settings, say=lambda s: None)
         except RunLocked: time.sleep(1)
     raise RunLocked(f"{command}: another process has not finished the same run in {wait} s")
 
@@ -311,7 +311,7 @@ def add_independent(table:pd.DataFrame, # of `collect`; its runs have their weig
             rows[i] = dict(independent_agreement=100*float(agreement(z_t, z_s)), independent_kl=float(predictive_kl(z_t, z_s)))
     return table.join(pd.DataFrame.from_dict(rows, orient='index', columns=['independent_agreement', 'independent_kl']))
 
-# %% ../nbs/50_figures.ipynb #6c68aa8d
+# %% ../nbs/50_figures.ipynb #c14dd05e
 @dataclass
 class Results:
     "The runs of a figure at a scale, and what they are."
@@ -348,7 +348,7 @@ def results(name:str, # a key of `FIGURES`
     times = [_state(p) for p in rows.path]
     minutes = sum((pd.Timestamp(s['finished']) - pd.Timestamp(s['started'])).total_seconds() for s in times)/60
     facts = dict(dataset=_named(cfg), network='-'.join(str(v) for k, v in network_options(cfg, 'classifier').items() if k in ('name', 'depth')), device=state['device'], date=max(s['finished'] for s in times)[:10],
-        trials=int(rows.trial.nunique()), seeds=sorted(map(int, rows.trial.unique())), runs=len(rows), of=len(jobs), minutes=round(minutes, 1), epochs=sorted(map(int, rows.epochs.unique())),
+        trials=int(rows.trial.nunique()), seeds=sorted(map(int, rows.trial.unique())), runs=len(rows), of=len({run_identity(o[2]) for o in jobs}), minutes=round(minutes, 1), epochs=sorted(map(int, rows.epochs.unique())),
         versions=dict(torch=state['torch'], fastai=state['fastai'], python=state['python']), command=' '.join(['gnosis-figure', name, f'scale={scale}', *overrides]))
     return Results(name, scale, rows.drop(columns='path').reset_index(drop=True), facts)
 
@@ -397,7 +397,7 @@ def _line(ax, stat, at, color, label, style='-', marker='o'):
 def _points(ax, stat, at, color, label, shift):
     ax.errorbar([at(o) + shift for o in stat.index], stat['mean'], stat['std'].fillna(0), fmt='o', ms=4, color=color, capsize=2, label=label)
 
-# %% ../nbs/50_figures.ipynb #36b48299
+# %% ../nbs/50_figures.ipynb #6a4fc3c5
 def _chosen(rows, panel):
     rows = rows_with(rows, **panel.where)
     return rows[rows[panel.metric].notna()] if panel.metric in rows else rows[:0]
@@ -457,13 +457,16 @@ def _grey_axis(ax):
     return right
 
 def _draw_paper(ax, p, at, numeric, shift, label):
-    xs = [at(o) + (0 if numeric else shift) for o in p.x]
+    xs = [at(o) + (0 if numeric else shift + .15) for o in p.x]
     ax.plot(xs, p.value, 's-' if numeric else 's', color='.6', ms=3, lw=.8, zorder=0, label=f'paper {label}'.strip())
     if p['std'].notna().any(): ax.errorbar(xs, p.value, p['std'], fmt='none', color='.6', zorder=0)
 
 def _decorate(ax, panel, numeric, all_x, beside=None):
     ax.set(xlabel=LABELS[panel.x], ylabel=LABELS[panel.metric], title=', '.join(series_label(k, v) for k, v in panel.where.items() if k != 'sweep'))
-    if not numeric: ax.set_xticks(range(len(all_x)), all_x, rotation=60 if len(all_x) > 3 else 20, ha='right')
+    if not numeric:
+        ax.set_xticks(range(len(all_x)), all_x, rotation=60 if len(all_x) > 4 else 20 if panel.x == 'init' else 0, ha='right' if len(all_x) > 4 or panel.x == 'init' else 'center')
+        ax.set_xlim(-.5, len(all_x) - .5)
+    elif panel.x == 'm': ax.set_xticks(sorted({int(o) for o in all_x}))
     elif panel.x in ('tau', 'epochs', 'shown') and min(all_x, default=0) > 0:
         ax.set_xscale('log'); ax.set_xticks(all_x, [f'{o:g}' for o in all_x]); ax.minorticks_off()
     drawn = [ax.get_legend_handles_labels()] + ([beside.get_legend_handles_labels()] if beside not in (None, ax) else [])
@@ -735,7 +738,15 @@ def draw_samples(data_dir:str|Path, # where generators are
     fig.subplots_adjust(0, 0, 1, 1, .03, .03)
     return fig, found[-1]
 
-# %% ../nbs/50_figures.ipynb #38e355ff
+# %% ../nbs/50_figures.ipynb #e884dd47
+def all_claims(folder:str|Path='results'): # of `save_results`
+    "Every claim at the largest scale there is, as a DataFrame; figures without results have none."
+    kept = [r for name in FIGURES if (r := load_results(name, folder=folder))]
+    tables = [check_claims(r).assign(figure=r.figure, scale=r.scale) for r in kept]
+    t = pd.concat([o for o in tables if len(o)], ignore_index=True)
+    return t[['figure', 'scale', *[c for c in t if c not in ('figure', 'scale')]]]
+
+# %% ../nbs/50_figures.ipynb #856cc6d9
 def chooser(name:str, # a key of `FIGURES`
             folder:str|Path='results'): # of `save_results`
     "Menus of scale and metric, which redraw; None where there are no widgets or no results."
@@ -753,7 +764,7 @@ def chooser(name:str, # a key of `FIGURES`
         plt.show()
     return w.interactive(show, scale=there, metric=metrics)
 
-# %% ../nbs/50_figures.ipynb #ebe1035c
+# %% ../nbs/50_figures.ipynb #d2ab780a
 @lru_cache(maxsize=None)
 def _forward_flops(spec): # JSON of `build_classifier`'s arguments
     spec = json.loads(spec)
@@ -772,7 +783,7 @@ def _cost_of(cfg, teachers):
     seen = (sum((share, 1 - share)[i] for i in load['splits']) * n + _shown(cfg))*(1 + load['synth_ratio'])
     return cfg['trainer']['num_epochs'], seen*cfg['trainer']['num_epochs'], 3*flops['classifier'] + cfg['teacher']['num_components']*flops['teacher']
 
-# %% ../nbs/50_figures.ipynb #8443b021
+# %% ../nbs/50_figures.ipynb #73a2250f
 def cost_table(throughput:float=20_000, # training images/s of a ResNet-20 without a teacher, on the device in question
                names=None, # figures; default: all that train on images
               )->pd.DataFrame: # a row a figure: runs, epochs, millions of images, GPU hours; runs of two figures are counted in each
@@ -785,7 +796,7 @@ def cost_table(throughput:float=20_000, # training images/s of a ResNet-20 witho
         rows[name] = {'runs': len(costs), 'epochs': int(sum(e for e, *_ in costs)), 'images (millions)': round(sum(i for _, i, _ in costs)/1e6), 'GPU hours': round(sum(i*f for _, i, f in costs)/unit/throughput/3600, 1)}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/50_figures.ipynb #6e697437
+# %% ../nbs/50_figures.ipynb #b775eba9
 def verify(name:str, # a key of `FIGURES`
            scale:str='small', # of the kept results
            overrides=(), # as on the command line
@@ -815,7 +826,7 @@ def verify(name:str, # a key of `FIGURES`
         say(f"{k}: {new[k]:.3f} now, {kept[k]:.3f} kept, expected within {mean - half:.3f} to {mean + half:.3f}: {'comes back' if ok[-1] else 'does not come back'}")
     return all(ok)
 
-# %% ../nbs/50_figures.ipynb #11e38e7c
+# %% ../nbs/50_figures.ipynb #547e7077
 def make_figure(name:str, # a key of `FIGURES`
                 scale:str='small', # 'smoke', 'small' or 'paper'
                 overrides=(), # as on the command line
@@ -837,13 +848,13 @@ def make_figure(name:str, # a key of `FIGURES`
         table = make(jobs, data_dir)
         if len(table): write_atomic(Path(f'{stem}_{what}.csv'), lambda tmp: table.round(4).to_csv(tmp, index=False)); save_figure(show(table), f'{stem}_{what}')
     if FIGURES[name].panels: save_figure(draw(r), stem)
-    say(f"{stem}.csv, .png, .pdf: {len(r)} of {len(jobs)} runs")
+    say(f"{stem}.csv, .png, .pdf: {len(r)} of {r.facts['of']} runs")
     if len(c := check_claims(r)): say(c.to_string(index=False))
     return r
 
 _ALSO = dict(fig06=[('basins', basins, draw_basins)], fig08=[('answers', teacher_answers, draw_answers)])
 
-# %% ../nbs/50_figures.ipynb #5c702a1f
+# %% ../nbs/50_figures.ipynb #0f78038c
 def figure(args=None): # of the command line; None: those of this process
     "`gnosis-figure fig03 scale=small`: a figure of the paper from nothing, or from the runs that are there."
     p = argparse.ArgumentParser(prog='gnosis-figure', description='Train what a figure of the paper needs and is not there yet, and write its table and picture.')

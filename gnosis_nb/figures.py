@@ -311,8 +311,8 @@ def add_independent(table:pd.DataFrame, # of `collect`; its runs have their weig
             rows[i] = dict(independent_agreement=100*float(agreement(z_t, z_s)), independent_kl=float(predictive_kl(z_t, z_s)))
     return table.join(pd.DataFrame.from_dict(rows, orient='index', columns=['independent_agreement', 'independent_kl']))
 
-# %% ../nbs/50_figures.ipynb #c14dd05e
-@dataclass
+# %% ../nbs/50_figures.ipynb #3b833a19
+@dataclass(repr=False)
 class Results:
     "The runs of a figure at a scale, and what they are."
     figure:str
@@ -321,6 +321,7 @@ class Results:
     facts:dict            # device, dataset, date, seeds, versions, command
 
     def __len__(self): return len(self.rows)
+    def __repr__(self): return f"{self.caption}: {len(self)} runs"
     def _repr_html_(self): return pd.Series({'figure': self.figure, 'scale': self.scale, **self.facts}).to_frame('').to_html()
 
     @property
@@ -550,15 +551,18 @@ def verdict(values, # a number for each trial
     if margin is None: return 'holds' if low > 0 else 'fails' if high < 0 else 'undecided'
     return 'holds' if -margin < low and high < margin else 'fails' if low > margin or high < -margin else 'undecided'
 
-# %% ../nbs/50_figures.ipynb #d80aeca7
+# %% ../nbs/50_figures.ipynb #ee523919
 def _of(t, metric, how='mean', **where):
     "A metric for each trial, over the rows with these values (a list: any of them)."
     t = rows_with(t, **where)
     return t.groupby('trial')[metric].agg(how).dropna() if metric in t else pd.Series(dtype=float)
 
 def _ends(metric, column, **where):
-    "The metric at the largest value of a column less that at the smallest."
-    return lambda t: _of(t, metric, **{**where, column: t[column].max()}) - _of(t, metric, **{**where, column: t[column].min()})
+    "The metric at the largest value of a column less that at the smallest; nothing where there is one value."
+    def effect(t):
+        t = rows_with(t, **where)
+        return _of(t, metric, **{column: t[column].max()}) - _of(t, metric, **{column: t[column].min()}) if t[column].nunique() > 1 else pd.Series(dtype=float)
+    return effect
 
 def _more(metric, a, b, sign=1): return lambda t: sign*(_of(t, metric, **a) - _of(t, metric, **b))
 

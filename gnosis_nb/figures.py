@@ -398,7 +398,7 @@ def _line(ax, stat, at, color, label, style='-', marker='o'):
 def _points(ax, stat, at, color, label, shift):
     ax.errorbar([at(o) + shift for o in stat.index], stat['mean'], stat['std'].fillna(0), fmt='o', ms=4, color=color, capsize=2, label=label)
 
-# %% ../nbs/50_figures.ipynb #6a4fc3c5
+# %% ../nbs/50_figures.ipynb #da675a9c
 def _chosen(rows, panel):
     rows = rows_with(rows, **panel.where)
     return rows[rows[panel.metric].notna()] if panel.metric in rows else rows[:0]
@@ -406,7 +406,7 @@ def _chosen(rows, panel):
 def _paper_series(name, panel, label):
     p = targets()
     p = p[(p.figure == name) & (p.metric == panel.metric) & (p.series == label)]
-    return p if panel.x in ('policy', 'init', 'splits', 'pair') else p[np.array([_numeric([o]) for o in p.x], dtype=bool)]
+    return p[np.array([_numeric([o]) != (panel.x in ('policy', 'init', 'splits', 'pair')) for o in p.x], dtype=bool)]
 
 def draw_panel(r:Results, # what to draw
                panel:Panel, # how
@@ -417,7 +417,7 @@ def draw_panel(r:Results, # what to draw
     values = sorted(rows[panel.series].unique()) if panel.series else [None]
     all_x = list(dict.fromkeys([*_paper_x(r.figure, panel, paper, values), *mean_std(rows, panel.x, panel.metric).index]))
     numeric = _numeric(all_x)
-    if not numeric: all_x = sorted(all_x, key=lambda o: _ORDER.index(o) if o in _ORDER else 99)
+    if not numeric: all_x = sorted(all_x, key=lambda o: _ORDER.index(o) if o in _ORDER else len(str(o)) + 99)
     at = (lambda o: o) if numeric else all_x.index
     beside = None
     for i, (v, color) in enumerate(zip(values, colors)):

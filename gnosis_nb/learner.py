@@ -30,7 +30,7 @@ def optimizer(name:str='SGD', # a class of torch.optim
              )->Callable: # an `opt_func` for a Learner
     "An optimiser of torch.optim as fastai wants it. Unknown names are a `ValueError`."
     cls = getattr(torch.optim, name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)) or name in ('Optimizer', 'LBFGS', 'SparseAdam'):
+    if not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)) or name in ('Optimizer', 'LBFGS', 'SparseAdam', 'Muon'):
         raise ValueError(f"optimizer {name!r} is unknown or steps in another way; choose a class of torch.optim, for instance 'SGD' or 'Adam'")
     known = inspect.signature(cls).parameters
     return partial(OptimWrapper, opt=cls, **{k: v for k, v in hypers.items() if k in known})

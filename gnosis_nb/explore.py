@@ -584,7 +584,7 @@ def run_state(folder:Path|None): # of a run
     try: return json.loads((folder/'state.json').read_text(encoding='utf-8'))['state']
     except (OSError, ValueError, KeyError, TypeError): return 'not started'
 
-# %% ../nbs/51_explore.ipynb #49d59098
+# %% ../nbs/51_explore.ipynb #686f8666
 _SHOWN = dict(epoch='epoch', train_loss='training loss', test_acc='accuracy', test_nll='NLL', test_ece='ECE', test_ts_agree='agreement', test_ts_kl='KL', train_ts_agree='agreement, distillation data')
 
 def latest(tables:Mapping): # of `read_tables`
@@ -605,6 +605,7 @@ def plot_progress(tables:Mapping): # of `read_tables`
     for ax, title in zip(axs, ('accuracy, evaluation data', 'agreement with the teacher')):
         ax.set(xlabel='epoch', title=title)
         if ax.lines: ax.legend(fontsize=7)
+        else: ax.text(.5, .5, 'no epochs yet', transform=ax.transAxes, ha='center')
     return sheet
 
 # %% ../nbs/51_explore.ipynb #deb6d653

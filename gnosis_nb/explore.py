@@ -409,11 +409,12 @@ def diff_configs(df:pd.DataFrame, i, j): # of `find_runs`; two indices of it
     names = [c for c in setting_names(df) if str(df.at[i, c]) != str(df.at[j, c])]
     return df.loc[[i, j], names].T
 
-# %% ../nbs/51_explore.ipynb #07fdf05d
+# %% ../nbs/51_explore.ipynb #f68f92fd
 def runs_table(df:pd.DataFrame, # of `find_runs`
                sort:str='started', # a column
                descending:bool=False):
     "What one wants to see of runs first: state, trial, what differs between them, results."
+    df = df.assign(started=df.started.str[:19].str.replace('T', ' '))         # seconds will do
     results = [c for c in result_names(df) if c.startswith(('student_', 'teacher_a', 'independent_'))] or result_names(df)
     names = list(dict.fromkeys(['state', *varying_settings(df), *(c for c in ('trial_id', 'seed') if c in df and df[c].nunique() > 1), sort, *results]))
     return df.sort_values(sort, ascending=not descending, kind='stable', key=lambda c: c if pd.api.types.is_numeric_dtype(c) else c.map(str))[names]
@@ -543,7 +544,7 @@ def group_options(group:str): # a folder of gnosis_nb/config
     folder = files('gnosis_nb.config')/group
     return sorted(o.name.removesuffix('.yaml') for o in folder.iterdir() if o.name.endswith('.yaml') and not o.name.startswith('_'))
 
-# %% ../nbs/51_explore.ipynb #410458d7
+# %% ../nbs/51_explore.ipynb #d170514b
 def setting(cfg:dict, key:str): # nested settings, 'a.b'
     "One of them."
     for k in key.split('.'): cfg = cfg[k]
@@ -552,7 +553,7 @@ def setting(cfg:dict, key:str): # nested settings, 'a.b'
 def field(key:str, value): # a setting, its value
     "A widget for a setting, by the kind of its value; lists and null are text, as on the command line."
     kind = {bool: widgets.Checkbox, int: widgets.IntText, float: widgets.FloatText}.get(type(value))
-    look = dict(description=key, style=dict(description_width='12em'), layout=dict(width='24em'))
+    look = dict(description=key, style=dict(description_width='14em'), layout=dict(width='26em'))
     return kind(value, **look) if kind else widgets.Text('null' if value is None else str(value), **look)
 
 # %% ../nbs/51_explore.ipynb #d5cc6f80
@@ -632,38 +633,47 @@ class Launched:
         self.log.flush(); self.log.seek(0)
         return '\n'.join(self.log.read().splitlines()[-lines:])
 
-# %% ../nbs/51_explore.ipynb #6fa5f63f
+# %% ../nbs/51_explore.ipynb #ea44f66a
 class LiveRun(widgets.VBox):
     "A form of settings, Start, Stop and Resume; curves and table of the run as its folder has them."
     def __init__(self, overrides, config, fields, every):
-        self.overrides, self.every, self.launched, self.cfg = list(overrides), every, Launched(config), compose(overrides, config)
+        self.overrides, self.every, self.launched = list(overrides), every, Launched(config)
+        self.cfg = self.settings = compose(overrides, config)                # without the fields, and with them
         self.groups = {k: widgets.Dropdown(options=[('as given', None), *((o, o) for o in group_options(k))], description=k) for k in GROUPS[config] if not any(o.startswith(f'{k}=') for o in overrides)}
         self.fields = {k: field(k, setting(self.cfg, k)) for k in fields}
         self.buttons = {k: widgets.Button(description=k) for k in ('Start', 'Stop', 'Resume')}
-        self.status, self.says, self.picture = widgets.HTML(), widgets.HTML(), widgets.Image(format='png')
-        for o in self.groups.values(): o.observe(self._anew, 'value')
+        self.status, self.says, self.picture = widgets.HTML(), widgets.HTML(), widgets.Image(format='png', layout=dict(align_self='flex-start'))
+        for o in self.groups.values(): o.observe(self._group_chosen, 'value')
+        for o in self.fields.values(): o.observe(self._edited, 'value')
         for k, f in dict(Start=self.start, Stop=self.stop, Resume=self.start).items(): self.buttons[k].on_click(lambda _, f=f: f())
-        wrap = dict(flex_flow='row wrap')
-        super().__init__([widgets.HBox(list(self.groups.values()), layout=wrap), widgets.HBox(list(self.fields.values()), layout=wrap),
-                          widgets.HBox(list(self.buttons.values())), self.status, self.picture, self.says])
+        rows = (widgets.HBox(list(o.values()), layout=dict(flex_flow='row wrap')) for o in (self.groups, self.fields, self.buttons))
+        super().__init__([*rows, self.status, self.picture, self.says])
         self.refresh()
 
     def _base(self): return [*self.overrides, *(f'{k}={o.value}' for k, o in self.groups.items() if o.value)]
 
-    def _anew(self, change=None): # another data set has another schedule
-        try: cfg = compose(self._base(), self.launched.config)
-        except Exception as e: self.status.value = f'<b>{html.escape(str(e))}</b>'; return
-        for k, o in self.fields.items():
-            if setting(cfg, k) != setting(self.cfg, k): o.value = field(k, setting(cfg, k)).value
-        self.cfg = cfg
-
     def command(self): # the overrides that the form stands for
         return [*self._base(), *changed_settings(self.cfg, {k: o.value for k, o in self.fields.items()})]
 
+    def _compose(self, overrides): # None, and a sentence, where that is impossible
+        try: return compose(overrides, self.launched.config)
+        except Exception as e: self.status.value = f'<b>{html.escape(str(e))}</b>'
+
+    def _group_chosen(self, change): # another data set has another schedule
+        if cfg := self._compose(self._base()):
+            old, self.cfg = self.cfg, cfg
+            for k, o in self.fields.items():
+                if setting(cfg, k) != setting(old, k): o.value = field(k, setting(cfg, k)).value
+            self._edited()
+
+    def _edited(self, change=None):
+        cfg = self._compose(self.command())
+        if cfg: self.settings = cfg; self.refresh()
+        return cfg
+
     def start(self):
         "Start the command of the form, or go on with what it had kept; refresh while it runs, where there is a loop to do it."
-        try: self.settings = compose(self.command(), self.launched.config)
-        except Exception as e: self.status.value = f'<b>{html.escape(str(e))}</b>'; return
+        if not self._edited(): return
         self.launched.start(self.command())
         self.refresh()
         try: self.task = asyncio.get_running_loop().create_task(self._watch())
@@ -679,16 +689,17 @@ class LiveRun(widgets.VBox):
             await asyncio.sleep(self.every)
         self.refresh()
 
-# %% ../nbs/51_explore.ipynb #2e895dd3
+# %% ../nbs/51_explore.ipynb #c160bdff
 def _report(folder): # of a run that is done
     path = folder and folder/'fidelity.csv'
     return as_html(pd.read_csv(path, index_col='model')) if path and path.exists() else ''
 
 def refresh(self): # of `LiveRun`
     "Show what the run's folder has by now."
-    running, folder = self.launched.running(), run_folder(getattr(self, 'settings', self.cfg))
+    running, folder = self.launched.running(), run_folder(self.settings)
     state, tables = run_state(folder), read_tables(folder) if folder else {}
     if not running and state == 'running': state = 'killed'
+    for o in (*self.groups.values(), *self.fields.values()): o.disabled = running
     for k, off in dict(Start=running or state in ('interrupted', 'killed'), Stop=not running, Resume=running or state not in ('interrupted', 'killed')).items(): self.buttons[k].disabled = off
     doing = f'process {self.launched.process.pid}, ' if running else ''
     self.status.value = f"<b>{doing}{state}</b> <code>{html.escape(command_line(self.command(), self.launched.config)[0])}</code>" + (f' in <code>{html.escape(str(folder))}</code>' if folder else '')

@@ -60,11 +60,11 @@ class Sheet(Figure):
         self.savefig(out, format='png')
         return out.getvalue()
 
-# %% ../nbs/51_explore.ipynb #19f0d774
+# %% ../nbs/51_explore.ipynb #f89dcfd4
 def as_html(table:pd.DataFrame, # numbers and texts
             digits:int=3): # after the point
     "A table as HTML; texts in it are shown, not interpreted."
-    return table.to_html(border=0, float_format=f'{{:.{digits}f}}'.format, na_rep='')
+    return f"<div style='overflow-x: auto; white-space: nowrap'>{table.to_html(border=0, float_format=f'{{:.{digits}f}}'.format, na_rep='')}</div>"
 
 # %% ../nbs/51_explore.ipynb #71a0640a
 class Panel(widgets.VBox):
@@ -409,13 +409,13 @@ def diff_configs(df:pd.DataFrame, i, j): # of `find_runs`; two indices of it
     names = [c for c in setting_names(df) if str(df.at[i, c]) != str(df.at[j, c])]
     return df.loc[[i, j], names].T
 
-# %% ../nbs/51_explore.ipynb #f68f92fd
+# %% ../nbs/51_explore.ipynb #c8c82e81
 def runs_table(df:pd.DataFrame, # of `find_runs`
                sort:str='started', # a column
                descending:bool=False):
     "What one wants to see of runs first: state, trial, what differs between them, results."
     df = df.assign(started=df.started.str[:19].str.replace('T', ' '))         # seconds will do
-    results = [c for c in result_names(df) if c.startswith(('student_', 'teacher_a', 'independent_'))] or result_names(df)
+    results = [c for c in result_names(df) if c.startswith(('student_', 'independent_')) or c == 'teacher_accuracy'] or result_names(df)
     names = list(dict.fromkeys(['state', *varying_settings(df), *(c for c in ('trial_id', 'seed') if c in df and df[c].nunique() > 1), sort, *results]))
     return df.sort_values(sort, ascending=not descending, kind='stable', key=lambda c: c if pd.api.types.is_numeric_dtype(c) else c.map(str))[names]
 

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import torch
 from fastai.callback.core import Callback
 
 from .data.blocks import fit_images
@@ -21,13 +20,14 @@ from .data.vision import DataNotFound, ImageSets, split_dataset
 from .data.zoo import load_vision
 from .distill import FidelityTable
 from .engine import peak_memory
-from .experiment import (OPTIONS, SETTINGS, ConfigError, blame, check_settings, check_stores, derive_seed, evaluation_rows, gan_networks, gan_options, generator_facts, image_augmentation, load_network, network_spec, pick_device, claim, set_seed, unchanged,
-                                  _count, _fit, _flag, _kind, _load, _natural, _not_negative, _one_of, _positive, _statistics, _text)
+from .experiment import claim, evaluation_rows, gan_networks, gan_options, generator_facts, image_augmentation, load_network, network_spec, unchanged, _fit, _load, _statistics
 from .gan import GANTable, SampleGrid, gan_dls, gan_learner
 from .learner import optimizer, teacher_learner
 from .models import build_classifier
 from .quality import JUDGES, SampleQuality, classifier_judge
 from .runs import Run
+from .settings import (OPTIONS, SETTINGS, ConfigError, blame, check_settings, check_stores, derive_seed, pick_device, set_seed,
+                                _count, _flag, _kind, _natural, _not_negative, _one_of, _positive, _text)
 from .storage import CheckpointError, checkpoint_info, find_checkpoints
 
 # %% ../nbs/42_generation.ipynb #b60a29be

@@ -6,6 +6,7 @@
 __all__ = ['COLUMNS', 'random_name', 'run_identity', 'RunLocked', 'Run', 'new_folder', 'claim_run', 'find_runs']
 
 # %% ../nbs/41_runs.ipynb #3691bd1f
+import csv
 import hashlib
 import json
 import os
@@ -56,7 +57,7 @@ def _read(path, load):
     return out if isinstance(out, dict) else {}
 
 # %% ../nbs/41_runs.ipynb #e6d35d08
-_NO_MATTER = ('data_dir', 'exp_name', 'job_name', 'logger', 'resume', 'force', 's3_endpoint_url', 's3_region', 'trainer.state_minutes', 'dataset.root_dir', 'dataset.download', 'dataset.memory_limit', 'dataloader.num_workers', 'trainer.parallel_models', 'trainer.teacher_cache')
+_NO_MATTER = ('data_dir', 'exp_name', 'job_name', 'scale', 'logger', 'resume', 'force', 's3_endpoint_url', 's3_region', 'trainer.state_minutes', 'dataset.root_dir', 'dataset.download', 'dataset.memory_limit', 'dataloader.num_workers', 'trainer.parallel_models', 'trainer.teacher_cache')
 
 def run_identity(config:dict): # nested settings
     "A short hash of the settings that determine a run's result."
@@ -151,8 +152,8 @@ def log(self:Run, table, row):
 
 @patch
 def save(self:Run, name, model, **info):
-    "Write `<name>.safetensors`; returns its path."
-    path = save_checkpoint(self.path/name, model, created=_now(), **info)
+    "Write `<name>.safetensors`, with the run's identity among its facts; returns its path."
+    path = save_checkpoint(self.path/name, model, created=_now(), run=run_identity(self.config), **info)
     if self._mirror: self._mirror.send(path)
     return path
 
@@ -183,12 +184,15 @@ def drop_state(self:Run, name):
     (self.path/f'training_state_{name}.safetensors').unlink(missing_ok=True)
 
 # %% ../nbs/41_runs.ipynb #c5d9426e
+def _number(text):
+    try: return int(text)
+    except ValueError: return float(text)
+
 @patch
 def read_tables(self:Run):
     "Take up the tables as they are in the folder."
     for f in self.path.glob('*_metrics.csv'):
-        df = pd.read_csv(f, float_precision='round_trip')
-        self.tables[f.stem] = [{k: v for k, v in row.items() if not pd.isna(v)} for row in df.to_dict('records')]
+        with open(f, newline='', encoding='utf-8') as lines: self.tables[f.stem] = [{k: _number(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
 
 # %% ../nbs/41_runs.ipynb #2e30953b
 def _runs_like(root, config, data):

@@ -1,8 +1,18 @@
 "Fixtures of all test files."
+import functools
+import itertools
+import os
 from urllib.error import URLError
 
+import botocore.session
 import pytest
 import torch
+from faulty import Proxy
+from moto.server import ThreadedMotoServer
+
+from gnosis_nb.stores import S3Store
+
+_numbers = itertools.count()
 
 
 @pytest.fixture(autouse=True, scope='session')
@@ -14,3 +24,41 @@ def no_network(monkeypatch):
     "No test reaches for the network: every download fails as it does on a machine without one."
     def refuse(*args, **kwargs): raise URLError('no network here')
     monkeypatch.setattr('urllib.request.urlopen', refuse)
+
+
+@pytest.fixture(scope='session')
+def server():
+    server = ThreadedMotoServer('127.0.0.1', 0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()[1]
+    server.stop()
+
+
+@pytest.fixture(scope='session')
+def one_loader():
+    "boto3 reads its description of S3 once, not for each of a hundred clients."
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(botocore.session, 'create_loader', functools.cache(botocore.session.create_loader))
+        yield
+
+
+@pytest.fixture
+def credentials(monkeypatch, tmp_path):
+    for k in [o for o in os.environ if o.startswith('AWS_')]: monkeypatch.delenv(k)
+    for k, v in dict(AWS_ACCESS_KEY_ID='a', AWS_SECRET_ACCESS_KEY='b', AWS_DEFAULT_REGION='us-east-1', AWS_EC2_METADATA_DISABLED='true',
+                     AWS_CONFIG_FILE=str(tmp_path/'none'), AWS_SHARED_CREDENTIALS_FILE=str(tmp_path/'none')).items(): monkeypatch.setenv(k, v)
+
+
+@pytest.fixture
+def bucket(server, credentials, one_loader):
+    "A store that speaks to the server itself, with a bucket of its own."
+    store = S3Store(f'bucket-{next(_numbers)}', endpoint_url=f'http://127.0.0.1:{server}', tries=1)
+    store.client.create_bucket(Bucket=store.bucket)
+    return store
+
+
+@pytest.fixture
+def proxy(server):
+    proxy = Proxy(server).start()
+    yield proxy
+    proxy.stop()

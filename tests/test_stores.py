@@ -1,6 +1,4 @@
 "Stores behind a network that misbehaves: nothing is lost, nothing wrong is accepted."
-import functools
-import itertools
 import json
 import os
 import random
@@ -10,12 +8,9 @@ import sys
 import threading
 import time
 
-import botocore.session
 import pytest
-from faulty import Proxy
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
-from moto.server import ThreadedMotoServer
 
 from gnosis_nb import stores
 from gnosis_nb.mirror import Mirror, send_unsent
@@ -23,46 +18,9 @@ from gnosis_nb.storage import write_atomic
 from gnosis_nb.stores import LocalStore, S3Store, StoreDamaged, StoreError, StoreMissing, StoreRefused, StoreUnreachable, fetch, file_sha256
 
 MB = 2**20
-_numbers = itertools.count()
 
 
-@pytest.fixture(scope='module')
-def server():
-    server = ThreadedMotoServer('127.0.0.1', 0, verbose=False)
-    server.start()
-    yield server.get_host_and_port()[1]
-    server.stop()
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_loader():
-    "boto3 reads its description of S3 once, not for each of a hundred clients."
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(botocore.session, 'create_loader', functools.cache(botocore.session.create_loader))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch, tmp_path):
-    for k in [o for o in os.environ if o.startswith('AWS_')]: monkeypatch.delenv(k)
-    for k, v in dict(AWS_ACCESS_KEY_ID='a', AWS_SECRET_ACCESS_KEY='b', AWS_DEFAULT_REGION='us-east-1', AWS_EC2_METADATA_DISABLED='true',
-                     AWS_CONFIG_FILE=str(tmp_path/'none'), AWS_SHARED_CREDENTIALS_FILE=str(tmp_path/'none')).items(): monkeypatch.setenv(k, v)
-
-
-@pytest.fixture
-def bucket(server):
-    "A store that speaks to the server itself, with a bucket of its own."
-    store = S3Store(f'bucket-{next(_numbers)}', endpoint_url=f'http://127.0.0.1:{server}', tries=1)
-    store.client.create_bucket(Bucket=store.bucket)
-    return store
-
-
-@pytest.fixture
-def proxy(server):
-    proxy = Proxy(server).start()
-    yield proxy
-    proxy.stop()
-
+pytestmark = pytest.mark.usefixtures('credentials', 'one_loader')
 
 @pytest.fixture
 def store(bucket, proxy): return via(proxy, bucket)

@@ -12,7 +12,7 @@ __all__ = ['GROUPS', 'FIELDS', 'Sheet', 'as_html', 'Panel', 'can_show', 'show', 
            'Launched', 'LiveRun', 'refresh', 'live_run', 'policy_batch', 'opinion_shift', 'plot_policies',
            'augmentation_viewer']
 
-# %% ../nbs/51_explore.ipynb #e327b2ac
+# %% ../nbs/51_explore.ipynb #9d0ceef7
 import asyncio
 import atexit
 import base64
@@ -43,11 +43,11 @@ from scipy.interpolate import RegularGridInterpolator
 from .cli import COMMANDS, compose
 from .data.blocks import DistillBlock, policy_blocks
 from .data.vision import ImageSets
-from .experiment import SETTINGS
 from .landscape import plot_surface
 from .losses import reduce_ensemble_logits
 from .metrics import _device, _kl_rows, _log_probs, _plain, evaluating
 from .runs import find_runs, run_identity
+from .settings import SETTINGS
 
 # %% ../nbs/51_explore.ipynb #23a8321f
 class Sheet(Figure):
@@ -533,8 +533,8 @@ def landscape_viewer(surfaces, # of `loss_surface`, or names to them
         return plot_plane(surfaces[plane], a, b, value, at(points, plane), at(path, plane)), as_html(read.set_axis([f'({a:.2f}, {b:.2f})']), 4)
     return show(draw, controls, static, buttons=[lam])
 
-# %% ../nbs/51_explore.ipynb #b06fcbe8
-GROUPS = dict(image_classification=('dataset', 'classifier', 'policy', 'loss'), text_classification=('dataset', 'classifier', 'loss'), image_generation=('dataset', 'density_model'))
+# %% ../nbs/51_explore.ipynb #140b909a
+GROUPS = dict(image_classification=('dataset', 'classifier', 'policy', 'loss', 'scale'), text_classification=('dataset', 'classifier', 'loss', 'scale'), image_generation=('dataset', 'density_model'))
 FIELDS = dict(image_classification=('trial_id', 'teacher.num_components', 'trainer.num_epochs', 'trainer.eval_period', 'trainer.optimizer.lr', 'distill_loader.temp', 'loss.alpha'),
               text_classification=('trial_id', 'teacher.num_components', 'trainer.num_epochs', 'trainer.eval_period', 'trainer.optimizer.lr', 'distill_loader.temp', 'loss.alpha'),
               image_generation=('trial_id', 'trainer.num_gen_updates', 'trainer.eval_period', 'trainer.optimizer.lr'))
@@ -721,7 +721,7 @@ def live_run(overrides:Sequence=(), # as on the command line; what is given here
         return plot_progress(read_tables(folder) if folder else {})
     return LiveRun(overrides, config, FIELDS[config] if fields is None else fields, every)
 
-# %% ../nbs/51_explore.ipynb #6182230c
+# %% ../nbs/51_explore.ipynb #ccaccde5
 def policy_batch(policy, # a key of `POLICIES`, or blocks for `DistillBlock`
                  sets:ImageSets, # the training images, and their statistics
                  rows:Sequence, # numbers of training images
@@ -733,14 +733,14 @@ def policy_batch(policy, # a key of `POLICIES`, or blocks for `DistillBlock`
     x, _, _ = next(dl.batches([[torch.arange(min(len(rows), len(o.dataset))) for o in dl.parts]], workers=0))     # in order
     return x, dl.parts[0].pixels(x).clamp(0, 1).cpu(), dl.sources()
 
-# %% ../nbs/51_explore.ipynb #76395007
+# %% ../nbs/51_explore.ipynb #9cb8b8cf
 def opinion_shift(before:torch.Tensor, # the teacher's distributions of the images as they are [n, classes]
                   after:torch.Tensor): # and of what a policy makes of them
     "Share of images whose top class stays, mean entropy (nats), and mean KL(before || after) (nats)."
     return dict(kept=(before.argmax(1) == after.argmax(1)).float().mean().item(), entropy=torch.special.entr(after).sum(1).mean().item(),
                 kl=(torch.special.entr(before).neg().sum(1) - (before*after.clamp_min(1e-12).log()).sum(1)).mean().clamp(min=0).item())
 
-# %% ../nbs/51_explore.ipynb #723488bf
+# %% ../nbs/51_explore.ipynb #f96da3ae
 def plot_policies(made:Mapping, # names to (pixels [n, C, H, W], distributions [n, classes] or None)
                   classes:Sequence): # names
     "A row of images for each policy, the teacher's top class and its probability above each."
@@ -761,7 +761,7 @@ def _policy_rows(policies, sets, rows, seed, teacher):
         made[name] = pixels[:len(rows)], None if teacher is None else soften(ask(teacher, x)['teacher'])[:len(rows)]
     return made
 
-# %% ../nbs/51_explore.ipynb #b6693f63
+# %% ../nbs/51_explore.ipynb #fbf15bba
 def augmentation_viewer(sets:ImageSets, # images; those for training are shown
                         policies=('baseline', 'rotation', 'vertical_flip', 'color_jitter', 'mixup', 'noise'), # keys of `POLICIES`, or names to blocks for `DistillBlock`
                         teacher=None, # returns logits [batch, classes] or [batch, m, classes]

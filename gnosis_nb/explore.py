@@ -9,8 +9,7 @@ __all__ = ['GROUPS', 'FIELDS', 'Sheet', 'as_html', 'Panel', 'can_show', 'show', 
            'read_tables', 'read_curves', 'plot_curves', 'plot_runs', 'run_config', 'diff_configs', 'runs_table',
            'draw_runs', 'run_browser', 'read_surface', 'plot_plane', 'landscape_viewer', 'group_options', 'setting',
            'field', 'changed_settings', 'command_line', 'run_folder', 'run_state', 'latest', 'plot_progress',
-           'Launched', 'LiveRun', 'refresh', 'live_run', 'policy_batch', 'opinion_shift', 'plot_policies',
-           'augmentation_viewer']
+           'Launched', 'LiveRun', 'live_run', 'policy_batch', 'opinion_shift', 'plot_policies', 'augmentation_viewer']
 
 # %% ../nbs/51_explore.ipynb #9d0ceef7
 import asyncio
@@ -18,13 +17,11 @@ import atexit
 import base64
 import html
 import io
-import itertools
 import json
 import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -37,6 +34,7 @@ import torch
 import yaml
 from IPython import get_ipython
 from fastai.data.core import DataLoaders
+from fastcore.basics import patch
 from matplotlib.figure import Figure
 from scipy.interpolate import RegularGridInterpolator
 
@@ -694,7 +692,8 @@ def _report(folder): # of a run that is done
     path = folder and folder/'fidelity.csv'
     return as_html(pd.read_csv(path, index_col='model')) if path and path.exists() else ''
 
-def refresh(self): # of `LiveRun`
+@patch
+def refresh(self:LiveRun):
     "Show what the run's folder has by now."
     running, folder = self.launched.running(), run_folder(self.settings)
     state, tables = run_state(folder), read_tables(folder) if folder else {}
@@ -705,8 +704,6 @@ def refresh(self): # of `LiveRun`
     self.status.value = f"<b>{doing}{state}</b> <code>{html.escape(command_line(self.command(), self.launched.config)[0])}</code>" + (f' in <code>{html.escape(str(folder))}</code>' if folder else '')
     self.says.value = (as_html(latest(tables)) if tables else '') + _report(folder) + f'<pre>{html.escape(self.launched.said())}</pre>'
     self.picture.value = plot_progress(tables)._repr_png_()
-
-LiveRun.refresh = refresh
 
 # %% ../nbs/51_explore.ipynb #fd2569fc
 def live_run(overrides:Sequence=(), # as on the command line; what is given here is in no field

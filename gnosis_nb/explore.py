@@ -31,7 +31,6 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from IPython import get_ipython
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch

@@ -194,6 +194,7 @@ def teacher_facts(cfg:dict, # settings
     train, held_out = sets.train, cfg['trainer']['eval_dataset'] == 'val'
     data = {k: v for k, v in cfg['dataset'].items() if k not in ('download', 'root_dir', 'memory_limit', 'backend')}      # wherever it lies
     if not data['shuffle_train_targets']['enabled']: data['shuffle_train_targets'] = None
+    if not any(data.get('shrink', {}).values()): data.pop('shrink', None)
     if data['name'] == 'cifar100_svhn' and data['subsample']['ratio'] == 1 and not data['shuffle_train_targets'] and not held_out:
         train, data = train.labelled, {**{k: v for k, v in data.items() if k not in ('num_svhn_data', 'seed')}, 'name': 'cifar100'}   # a teacher of CIFAR-100
     norm = {} if isinstance(sets, TextSets) else dict(normalization=cfg['augmentation']['normalization'])

@@ -4,24 +4,23 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'LABELS', 'FIGURES', 'POLICY_NAMES', 'PALETTE', 'STYLE', 'CLAIMS', 'targets', 'Panel', 'Figure',
-           'series_label', 'settings_row', 'result_row', 'done_runs', 'sweep_jobs', 'collect', 'teacher_jobs', 'train',
-           'add_independent', 'Results', 'results', 'save_results', 'load_results', 'mean_std', 'draw_panel', 'draw',
-           'save_figure', 'tabulate', 'Claim', 'interval', 'verdict', 'check_claims', 'basins', 'draw_basins',
-           'teacher_answers', 'draw_answers', 'draw_samples', 'chooser', 'cost_table', 'verify', 'make_figure',
-           'figure']
+           'series_label', 'settings_row', 'result_row', 'done_runs', 'sweep_jobs', 'collect', 'rows_with',
+           'teacher_jobs', 'train', 'add_independent', 'Results', 'results', 'save_results', 'load_results', 'mean_std',
+           'draw_panel', 'draw', 'save_figure', 'tabulate', 'Claim', 'interval', 'verdict', 'check_claims', 'basins',
+           'draw_basins', 'teacher_answers', 'draw_answers', 'draw_samples', 'all_claims', 'chooser', 'cost_table',
+           'verify', 'make_figure', 'figure']
 
-# %% ../nbs/50_figures.ipynb #c9b7d5c2
+# %% ../nbs/50_figures.ipynb #f8b4e893
 import argparse
+import io
 import json
-import os
-import platform
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
@@ -31,19 +30,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
 from .cli import COMMANDS, compose_sweep
-from .data.zoo import load_vision
-from .experiment import ConfigError, build_network, evaluation_loader, load_data, load_network, load_texts, network_options
+from .experiment import evaluation_loader, load_data, load_network, load_texts, network_options
 from .fidelity import predictions
 from .landscape import Plane, grid_axes, loss_surface, plot_surface
 from .losses import reduce_ensemble_logits
 from .metrics import agreement, predictive_kl
 from .models import ClassifierEnsemble, build_classifier, build_gan
 from .runs import RunLocked, run_identity
+from .settings import ConfigError
 from .storage import checkpoint_info, find_checkpoints, load_checkpoint, load_weights, write_atomic
 
 # %% ../nbs/50_figures.ipynb #7fdc0776
@@ -131,9 +129,9 @@ class Figure:
     command:str='image_classification'
     columns:int=2         # panels in a row
 
-# %% ../nbs/50_figures.ipynb #1391f8fa
-LABELS = dict(accuracy='accuracy (%)', nll='NLL (nats)', ece='ECE (%)', agreement='agreement with the teacher (%)', kl='KL(teacher ‖ student) (nats)',
-    train_agreement='agreement, distillation data (%)', teacher_accuracy="teacher's accuracy (%)", synth='synthetic images per real image', m='teachers m', tau='temperature τ', alpha='weight α of the labels',
+# %% ../nbs/50_figures.ipynb #23cf93e0
+LABELS = dict(accuracy='accuracy (%)', nll='NLL (nats)', ece='ECE (%)', agreement='agreement (%)', kl='KL to the student (nats)',
+    train_agreement='train agreement (%)', teacher_accuracy="teacher's accuracy (%)", synth='synthetic images per real image', m='teachers m', tau='temperature τ', alpha='weight α of the labels',
     epochs='epochs', lam="λ, share of the teacher's weights", policy='', splits="student's data", shown='images in the distillation set', pair='depth of teacher / student', init='start of the student',
     cka_0='CKA, stage 1', cka_1='CKA, stage 2', cka_2='CKA, stage 3')
 _SERIES = dict(m='m = {}', tau='τ = {:g}', splits='{}', optimizer='{}', data='{}')
@@ -142,7 +140,7 @@ def series_label(column:str, value): # a column of the table of runs, one of its
     "What a series is called; '' where there is one only."
     return _SERIES[column].format(value) if column else ''
 
-# %% ../nbs/50_figures.ipynb #a24dbdfd
+# %% ../nbs/50_figures.ipynb #e58a1119
 def _all(x, series='', metrics=('accuracy', 'nll', 'ece', 'agreement', 'kl'), **where):
     return [Panel(o, x, series, where, o in ('accuracy', 'nll', 'ece')) for o in metrics]
 
@@ -152,7 +150,7 @@ FIGURES = dict(
     fig02=Figure('LeNet-5, a teacher of 200 digits', _all('shown', metrics=('agreement', 'accuracy')), ['fig02']),
     fig03=Figure('Which images to distil on', _all('policy', 'm', ('accuracy', 'agreement')), ['fig03']),
     fig04=Figure('Distilling on new data or on old', [*_all('m', 'splits', _FOUR, tau=4.), *_all('tau', 'splits', _FOUR, m=3)], ['fig04', 'fig04_bottom'], columns=4),
-    fig05=Figure('Agreement on the distillation data', [Panel('train_agreement', x, 'm', {'sweep': s}) for x, s in (('synth', 'fig05'), ('splits', 'fig04'), ('policy', 'fig11'))], ['fig05', 'fig04', 'fig11'], columns=3),
+    fig05=Figure('Agreement on the distillation data', [Panel('train_agreement', x, 'm', {'sweep': s}) for x, s in (('synth', 'fig05'), ('splits', 'fig04'), ('policy', ['fig11', 'fig03']))], ['fig05', 'fig04', 'fig11', 'fig03'], columns=3),
     fig06=Figure('Is it the optimiser?', [Panel('train_agreement', 'epochs', 'optimizer', {'sweep': 'fig06'}), Panel('train_agreement', 'lam', '', {'sweep': 'fig06b'})], ['fig06', 'fig06b']),
     fig07=Figure('Samples of the generator', [], []),
     fig08=Figure('What teachers say', [], ['fig08']),
@@ -199,7 +197,7 @@ def result_row(path:str|Path)->dict: # a run's folder
         row.update({k: cka[k] for k in cka.index if k.startswith('cka_')})
     return _percent({k: np.nan if v is None else v for k, v in row.items()})
 
-# %% ../nbs/50_figures.ipynb #e5ddffb0
+# %% ../nbs/50_figures.ipynb #00bd2fb7
 def done_runs(data_dir:str|Path)->dict: # identity: folder; of several the newest
     "Folders of all runs below `data_dir` that are done."
     states = [(json.loads(f.read_text()), f.parent) for f in Path(data_dir).rglob('state.json')]
@@ -217,11 +215,21 @@ def sweep_jobs(name:str, # a key of `FIGURES`
 def collect(jobs:list, # of `sweep_jobs`
             data_dir:str|Path, # where runs are
            )->pd.DataFrame: # one row a run that is done
-    "The table of a figure's runs; those that are not done are missing from it."
-    done, rows = done_runs(data_dir), []
+    "The table of a figure's runs, each once; those that are not done are missing from it."
+    done, rows = done_runs(data_dir), {}
     for preset, _, cfg in jobs:
-        if path := done.get(run_identity(cfg)): rows.append(dict(sweep=preset, **settings_row(cfg), **result_row(path), path=str(path)))
-    return pd.DataFrame(rows)
+        run = run_identity(cfg)
+        if run in rows: rows[run]['sweep'] += f' {preset}'
+        elif path := done.get(run): rows[run] = dict(sweep=preset, **settings_row(cfg), **result_row(path), path=str(path))
+    return pd.DataFrame(rows.values())
+
+def rows_with(t:pd.DataFrame, # table of runs
+              **values): # of columns; a list: any of them
+    "The runs that have these settings; `sweep` is any of those that they belong to."
+    for k, v in values.items():
+        v = v if isinstance(v, (list, tuple)) else [v]
+        t = t[t[k].map(lambda o: bool(set(o.split()) & set(v))) if k == 'sweep' else t[k].isin(v)]
+    return t
 
 # %% ../nbs/50_figures.ipynb #47087f6f
 def _pool_key(cfg):
@@ -242,7 +250,7 @@ def teacher_jobs(jobs:list, # of `sweep_jobs`
         out.append([o for o in group[0][1] if _key(o) not in own] + [f'{k}={v}' for k, v in own.items()])
     return out
 
-# %% ../nbs/50_figures.ipynb #d88fdfcd
+# %% ../nbs/50_figures.ipynb #d7eb71e7
 def _multirun(command, overrides, say):
     say(' '.join([f"gnosis-{command.replace('_', '-')}", '-m', *overrides]))
     code = f'from gnosis_nb.cli import {command} as f; f()'
@@ -251,7 +259,8 @@ def _multirun(command, overrides, say):
 def _here(command, settings, wait=300):
     "A run in this process, quietly; if another process has it, wait until that has ended."
     for _ in range(wait):
-        try: return COMMANDS[command][0](settings, say=lambda s: None)
+        try:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()): return COMMANDS[command][0](settings, say=lambda s: None)
         except RunLocked: time.sleep(1)
     raise RunLocked(f"{command}: another process has not finished the same run in {wait} s")
 
@@ -302,7 +311,7 @@ def add_independent(table:pd.DataFrame, # of `collect`; its runs have their weig
             rows[i] = dict(independent_agreement=100*float(agreement(z_t, z_s)), independent_kl=float(predictive_kl(z_t, z_s)))
     return table.join(pd.DataFrame.from_dict(rows, orient='index', columns=['independent_agreement', 'independent_kl']))
 
-# %% ../nbs/50_figures.ipynb #de64f981
+# %% ../nbs/50_figures.ipynb #c14dd05e
 @dataclass
 class Results:
     "The runs of a figure at a scale, and what they are."
@@ -312,6 +321,7 @@ class Results:
     facts:dict            # device, dataset, date, seeds, versions, command
 
     def __len__(self): return len(self.rows)
+    def _repr_html_(self): return pd.Series({'figure': self.figure, 'scale': self.scale, **self.facts}).to_frame('').to_html()
 
     @property
     def caption(self):
@@ -338,7 +348,7 @@ def results(name:str, # a key of `FIGURES`
     times = [_state(p) for p in rows.path]
     minutes = sum((pd.Timestamp(s['finished']) - pd.Timestamp(s['started'])).total_seconds() for s in times)/60
     facts = dict(dataset=_named(cfg), network='-'.join(str(v) for k, v in network_options(cfg, 'classifier').items() if k in ('name', 'depth')), device=state['device'], date=max(s['finished'] for s in times)[:10],
-        trials=int(rows.trial.nunique()), seeds=sorted(map(int, rows.trial.unique())), runs=len(rows), of=len(jobs), minutes=round(minutes, 1), epochs=sorted(map(int, rows.epochs.unique())),
+        trials=int(rows.trial.nunique()), seeds=sorted(map(int, rows.trial.unique())), runs=len(rows), of=len({run_identity(o[2]) for o in jobs}), minutes=round(minutes, 1), epochs=sorted(map(int, rows.epochs.unique())),
         versions=dict(torch=state['torch'], fastai=state['fastai'], python=state['python']), command=' '.join(['gnosis-figure', name, f'scale={scale}', *overrides]))
     return Results(name, scale, rows.drop(columns='path').reset_index(drop=True), facts)
 
@@ -387,15 +397,15 @@ def _line(ax, stat, at, color, label, style='-', marker='o'):
 def _points(ax, stat, at, color, label, shift):
     ax.errorbar([at(o) + shift for o in stat.index], stat['mean'], stat['std'].fillna(0), fmt='o', ms=4, color=color, capsize=2, label=label)
 
-# %% ../nbs/50_figures.ipynb #475a3e61
+# %% ../nbs/50_figures.ipynb #6a4fc3c5
 def _chosen(rows, panel):
-    for k, v in panel.where.items(): rows = rows[rows[k] == v]
+    rows = rows_with(rows, **panel.where)
     return rows[rows[panel.metric].notna()] if panel.metric in rows else rows[:0]
 
 def _paper_series(name, panel, label):
     p = targets()
     p = p[(p.figure == name) & (p.metric == panel.metric) & (p.series == label)]
-    return p if panel.x in ('policy', 'init', 'splits', 'pair') else p[[_numeric([o]) for o in p.x]]
+    return p if panel.x in ('policy', 'init', 'splits', 'pair') else p[np.array([_numeric([o]) for o in p.x], dtype=bool)]
 
 def draw_panel(r:Results, # what to draw
                panel:Panel, # how
@@ -408,53 +418,75 @@ def draw_panel(r:Results, # what to draw
     numeric = _numeric(all_x)
     if not numeric: all_x = sorted(all_x, key=lambda o: _ORDER.index(o) if o in _ORDER else 99)
     at = (lambda o: o) if numeric else all_x.index
+    beside = None
     for i, (v, color) in enumerate(zip(values, colors)):
         part = rows if v is None else rows[rows[panel.series] == v]
         label, shift = series_label(panel.series, v), .12*(i - (len(values) - 1)/2)
-        _draw_series(ax, r, panel, part, at, numeric, color, label, shift)
-        if paper and len(p := _paper_series(r.figure, panel, label)): _draw_paper(ax, p, at, numeric, shift, label)
-    _decorate(ax, panel, numeric, all_x)
+        _draw_series(ax, panel, part, at, numeric, color, label, shift)
+        if paper and len(p := _paper_series(r.figure, panel, label)):
+            beside = beside or (ax if r.scale == 'paper' else _grey_axis(ax))
+            _draw_paper(beside, p, at, numeric, shift, label)
+    if panel.teacher and panel.series != 'm': _draw_beside(ax, panel, rows, at, numeric, 'black', '', 0, 'teacher_')     # the same for all series
+    _decorate(ax, panel, numeric, all_x, beside)
 
 def _paper_x(name, panel, paper, values):
     return [] if not paper else [x for v in values for x in _paper_series(name, panel, series_label(panel.series, v)).x]
 
-def _draw_series(ax, r, panel, part, at, numeric, color, label, shift):
+def _draw_series(ax, panel, part, at, numeric, color, label, shift):
     stat = mean_std(part, panel.x, panel.metric)
     if numeric: _line(ax, stat, at, color, label or 'student')
     else: _points(ax, stat, at, color, label or 'student', shift)
-    for prefix, shown, marker in (('teacher_', panel.teacher, '_'), ('independent_', panel.metric in ('agreement', 'kl'), 'x')):
-        column = prefix + panel.metric
-        if not shown or column not in part or part[column].isna().all(): continue
-        stat = mean_std(part, panel.x, column)
-        name = f"{label} {prefix.rstrip('_')}".strip()
-        if numeric: _line(ax, stat, at, color, name, '--' if prefix == 'teacher_' else ':', None)
-        else: ax.plot([at(o) + shift for o in stat.index], stat['mean'], marker, ms=8 if marker == '_' else 4, color=color, label=name)
+    if panel.teacher and panel.series == 'm': _draw_beside(ax, panel, part, at, numeric, color, label, shift, 'teacher_')
+    if panel.metric in ('agreement', 'kl'): _draw_beside(ax, panel, part, at, numeric, color, label, shift, 'independent_')
+
+def _draw_beside(ax, panel, part, at, numeric, color, label, shift, prefix):
+    "The metric of the teacher, or that between independent models."
+    column, name = prefix + panel.metric, f"{label} {prefix.rstrip('_')}".strip()
+    if column not in part or part[column].isna().all(): return
+    stat = mean_std(part, panel.x, column)
+    if numeric: _line(ax, stat, at, color, name, '--' if prefix == 'teacher_' else ':', None)
+    else: ax.plot([at(o) + shift for o in stat.index], stat['mean'], '_' if prefix == 'teacher_' else 'x', ms=8 if prefix == 'teacher_' else 4, color=color, label=name)
+
+def _grey_axis(ax):
+    "An axis of its own for the paper's values, on the right: at smaller scales the numbers are others, and their course is what can be compared."
+    right = ax.twinx()
+    right.spines['right'].set(visible=True, color='.6')
+    right.tick_params(axis='y', colors='.6', labelsize=7)
+    right.set_ylabel("paper's", color='.6', fontsize=7)
+    ax.set_zorder(right.get_zorder() + 1); ax.patch.set_visible(False)
+    return right
 
 def _draw_paper(ax, p, at, numeric, shift, label):
-    xs = [at(o) + (0 if numeric else shift) for o in p.x]
+    xs = [at(o) + (0 if numeric else shift + .15) for o in p.x]
     ax.plot(xs, p.value, 's-' if numeric else 's', color='.6', ms=3, lw=.8, zorder=0, label=f'paper {label}'.strip())
     if p['std'].notna().any(): ax.errorbar(xs, p.value, p['std'], fmt='none', color='.6', zorder=0)
 
-def _decorate(ax, panel, numeric, all_x):
+def _decorate(ax, panel, numeric, all_x, beside=None):
     ax.set(xlabel=LABELS[panel.x], ylabel=LABELS[panel.metric], title=', '.join(series_label(k, v) for k, v in panel.where.items() if k != 'sweep'))
-    if not numeric: ax.set_xticks(range(len(all_x)), all_x, rotation=60 if len(all_x) > 3 else 20, ha='right')
+    if not numeric:
+        ax.set_xticks(range(len(all_x)), all_x, rotation=60 if len(all_x) > 4 else 20 if panel.x == 'init' else 0, ha='right' if len(all_x) > 4 or panel.x == 'init' else 'center')
+        ax.set_xlim(-.5, len(all_x) - .5)
+    elif panel.x == 'm': ax.set_xticks(sorted({int(o) for o in all_x}))
     elif panel.x in ('tau', 'epochs', 'shown') and min(all_x, default=0) > 0:
         ax.set_xscale('log'); ax.set_xticks(all_x, [f'{o:g}' for o in all_x]); ax.minorticks_off()
-    if len(ax.get_legend_handles_labels()[1]) > 1: ax.legend()
+    drawn = [ax.get_legend_handles_labels()] + ([beside.get_legend_handles_labels()] if beside not in (None, ax) else [])
+    handles, labels = (sum(o, []) for o in zip(*drawn))
+    if len(labels) > 1: ax.legend(handles, labels, loc='lower center', bbox_to_anchor=(.5, 1.1 if ax.get_title() else 1.), ncols=min(3, len(labels)), columnspacing=1., handletextpad=.4)
 
-# %% ../nbs/50_figures.ipynb #edb0b846
+# %% ../nbs/50_figures.ipynb #570cc63f
 def draw(r:Results, # what to draw
          paper:bool=True, # the paper's values, too, in grey
         ): # matplotlib figure
-    "All panels of a figure, with what it is below."
+    "All panels in which anything varies, with what it is below."
     f = FIGURES[r.figure]
-    cols = min(f.columns, len(f.panels))
-    n = -(-len(f.panels)//cols)
-    wide = any(p.x in ('policy', 'init') for p in f.panels)
+    panels = [p for p in f.panels if len(_chosen(r.rows, p)) and rows_with(r.rows, **p.where)[p.x].nunique() > 1] or f.panels
+    cols = min(f.columns, len(panels))
+    n = -(-len(panels)//cols)
+    wide = any(p.x in ('policy', 'init') for p in panels)
     with plt.rc_context(STYLE):
         fig, axs = plt.subplots(n, cols, figsize=((4.1 if wide else 3.3)*cols if cols < 4 else 11, (3.3 if wide else 2.7)*n), squeeze=False, layout='constrained')
-        for ax, panel in zip(axs.flat, f.panels): draw_panel(r, panel, ax, paper)
-        for ax in axs.flat[len(f.panels):]: ax.axis('off')
+        for ax, panel in zip(axs.flat, panels): draw_panel(r, panel, ax, paper)
+        for ax in axs.flat[len(panels):]: ax.axis('off')
         fig.suptitle(f.title, fontsize=10)
         fig.supxlabel(r.caption, fontsize=7, color='.4')
     return fig
@@ -518,10 +550,10 @@ def verdict(values, # a number for each trial
     if margin is None: return 'holds' if low > 0 else 'fails' if high < 0 else 'undecided'
     return 'holds' if -margin < low and high < margin else 'fails' if low > margin or high < -margin else 'undecided'
 
-# %% ../nbs/50_figures.ipynb #dce012e9
+# %% ../nbs/50_figures.ipynb #d80aeca7
 def _of(t, metric, how='mean', **where):
     "A metric for each trial, over the rows with these values (a list: any of them)."
-    for k, v in where.items(): t = t[t[k].isin(v) if isinstance(v, (list, tuple)) else t[k] == v]
+    t = rows_with(t, **where)
     return t.groupby('trial')[metric].agg(how).dropna() if metric in t else pd.Series(dtype=float)
 
 def _ends(metric, column, **where):
@@ -539,7 +571,7 @@ def _best(metric, of, low=False):
 
 def _below(metric, bound, **where): return lambda t: bound - _of(t, metric, 'max', **where)
 
-# %% ../nbs/50_figures.ipynb #945c3aea
+# %% ../nbs/50_figures.ipynb #15ceccd3
 _BASE = dict(policy='Baseline')
 CLAIMS = [
     Claim('fig01', 'Self-distillation: agreement rises with the synthetic images', _ends('agreement', 'synth', m=1)),
@@ -563,7 +595,7 @@ CLAIMS = [
     Claim('fig04', 'Agreement tops out at about 85 %', _below('agreement', 86.)),
     Claim('fig05', 'Synthetic images lower the agreement on the distillation data', lambda t: -_ends('train_agreement', 'synth', sweep='fig05')(t)),
     Claim('fig05', 'So does a second half of the data', _more('train_agreement', dict(sweep='fig04', splits='D0'), dict(sweep='fig04', splits='D0 ∪ D1'))),
-    Claim('fig05', 'So does MixUp', _more('train_agreement', dict(sweep='fig11', policy='Baseline'), dict(sweep='fig11', policy='MixUp'))),
+    Claim('fig05', 'So does MixUp', _more('train_agreement', dict(sweep=['fig11', 'fig03'], policy='Baseline'), dict(sweep=['fig11', 'fig03'], policy='MixUp'))),
     Claim('fig06', 'Longer optimisation raises the agreement on the training data', _ends('train_agreement', 'epochs', sweep='fig06', optimizer='SGD')),
     Claim('fig06', 'and yet it stays below 85 %', _below('train_agreement', 85., sweep='fig06')),
     Claim('fig06', 'Adam is below SGD', _more('train_agreement', dict(sweep='fig06', optimizer='SGD'), dict(sweep='fig06', optimizer='Adam'))),
@@ -647,7 +679,7 @@ def draw_basins(surfaces:pd.DataFrame): # of `basins`
             ax.set(title=f'λ = {lam:g}', aspect='auto')
     return fig
 
-# %% ../nbs/50_figures.ipynb #352a3175
+# %% ../nbs/50_figures.ipynb #235dcfb4
 def teacher_answers(jobs:list, # of Fig 8
                     data_dir:str|Path, # where they are
                     ms=(1, 3, 5), # sizes of the ensembles
@@ -680,7 +712,7 @@ def draw_answers(answers:pd.DataFrame, # of `teacher_answers`
                 s = answers[(answers.depth == depth) & (answers.data == data) & (answers.tau == tau) & (answers.image == image)]
                 _bars(axs[i, j], s)
                 axs[i, j].set(title=f'{data}, τ = {tau:g} ({s.label.iloc[0]})' if i == 0 else '', ylabel=f'depth {depth}\nprobability' if j == 0 else '')
-        axs[0, 0].legend()
+        axs[0, -1].legend()
     return fig
 
 def _bars(ax, s):
@@ -706,7 +738,15 @@ def draw_samples(data_dir:str|Path, # where generators are
     fig.subplots_adjust(0, 0, 1, 1, .03, .03)
     return fig, found[-1]
 
-# %% ../nbs/50_figures.ipynb #38e355ff
+# %% ../nbs/50_figures.ipynb #e884dd47
+def all_claims(folder:str|Path='results'): # of `save_results`
+    "Every claim at the largest scale there is, as a DataFrame; figures without results have none."
+    kept = [r for name in FIGURES if (r := load_results(name, folder=folder))]
+    tables = [check_claims(r).assign(figure=r.figure, scale=r.scale) for r in kept]
+    t = pd.concat([o for o in tables if len(o)], ignore_index=True)
+    return t[['figure', 'scale', *[c for c in t if c not in ('figure', 'scale')]]]
+
+# %% ../nbs/50_figures.ipynb #856cc6d9
 def chooser(name:str, # a key of `FIGURES`
             folder:str|Path='results'): # of `save_results`
     "Menus of scale and metric, which redraw; None where there are no widgets or no results."
@@ -724,7 +764,7 @@ def chooser(name:str, # a key of `FIGURES`
         plt.show()
     return w.interactive(show, scale=there, metric=metrics)
 
-# %% ../nbs/50_figures.ipynb #ebe1035c
+# %% ../nbs/50_figures.ipynb #d2ab780a
 @lru_cache(maxsize=None)
 def _forward_flops(spec): # JSON of `build_classifier`'s arguments
     spec = json.loads(spec)
@@ -743,7 +783,7 @@ def _cost_of(cfg, teachers):
     seen = (sum((share, 1 - share)[i] for i in load['splits']) * n + _shown(cfg))*(1 + load['synth_ratio'])
     return cfg['trainer']['num_epochs'], seen*cfg['trainer']['num_epochs'], 3*flops['classifier'] + cfg['teacher']['num_components']*flops['teacher']
 
-# %% ../nbs/50_figures.ipynb #8443b021
+# %% ../nbs/50_figures.ipynb #73a2250f
 def cost_table(throughput:float=20_000, # training images/s of a ResNet-20 without a teacher, on the device in question
                names=None, # figures; default: all that train on images
               )->pd.DataFrame: # a row a figure: runs, epochs, millions of images, GPU hours; runs of two figures are counted in each
@@ -756,7 +796,7 @@ def cost_table(throughput:float=20_000, # training images/s of a ResNet-20 witho
         rows[name] = {'runs': len(costs), 'epochs': int(sum(e for e, *_ in costs)), 'images (millions)': round(sum(i for _, i, _ in costs)/1e6), 'GPU hours': round(sum(i*f for _, i, f in costs)/unit/throughput/3600, 1)}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/50_figures.ipynb #7ac11baf
+# %% ../nbs/50_figures.ipynb #b775eba9
 def verify(name:str, # a key of `FIGURES`
            scale:str='small', # of the kept results
            overrides=(), # as on the command line
@@ -773,12 +813,12 @@ def verify(name:str, # a key of `FIGURES`
     row = random.randrange(len(r)) if row is None else row
     if not 0 <= row < len(r): raise ValueError(f"row={row}: expected 0 to {len(r) - 1}")
     kept = r.rows.iloc[row]
-    jobs = [o for o in sweep_jobs(name, scale, [*overrides, f'data_dir={data_dir}', 'force=true']) if o[0] == kept.sweep]
+    jobs = [o for o in sweep_jobs(name, scale, [*overrides, f'data_dir={data_dir}', 'force=true']) if o[0] in kept.sweep.split()]
     vary = [k for k in settings_row(jobs[0][2]) if k in r.rows and not pd.isna(kept[k])]
     same = lambda t: np.logical_and.reduce([t[k].astype(str) == str(kept[k]) for k in vary if k != 'trial'])
     cfg = next(cfg for *_, cfg in jobs if all(str(settings_row(cfg)[k]) == str(kept[k]) for k in vary))
     say(f"{name}, row {row}: " + ', '.join(f'{k}={kept[k]}' for k in vary))
-    new, trials, ok = result_row(_here(FIGURES[name].command, cfg).path), r.rows[same(r.rows) & (r.rows.sweep == kept.sweep)], []
+    new, trials, ok = result_row(_here(FIGURES[name].command, cfg).path), r.rows[same(r.rows)], []
     for k in metrics:
         n, (mean, *_), s = len(trials), interval(trials[k]), trials[k].std()
         half = stats.t.ppf(.975, n - 1)*s*np.sqrt(1 + 1/n) if n > 1 else np.nan
@@ -786,7 +826,7 @@ def verify(name:str, # a key of `FIGURES`
         say(f"{k}: {new[k]:.3f} now, {kept[k]:.3f} kept, expected within {mean - half:.3f} to {mean + half:.3f}: {'comes back' if ok[-1] else 'does not come back'}")
     return all(ok)
 
-# %% ../nbs/50_figures.ipynb #11e38e7c
+# %% ../nbs/50_figures.ipynb #547e7077
 def make_figure(name:str, # a key of `FIGURES`
                 scale:str='small', # 'smoke', 'small' or 'paper'
                 overrides=(), # as on the command line
@@ -808,13 +848,13 @@ def make_figure(name:str, # a key of `FIGURES`
         table = make(jobs, data_dir)
         if len(table): write_atomic(Path(f'{stem}_{what}.csv'), lambda tmp: table.round(4).to_csv(tmp, index=False)); save_figure(show(table), f'{stem}_{what}')
     if FIGURES[name].panels: save_figure(draw(r), stem)
-    say(f"{stem}.csv, .png, .pdf: {len(r)} of {len(jobs)} runs")
+    say(f"{stem}.csv, .png, .pdf: {len(r)} of {r.facts['of']} runs")
     if len(c := check_claims(r)): say(c.to_string(index=False))
     return r
 
 _ALSO = dict(fig06=[('basins', basins, draw_basins)], fig08=[('answers', teacher_answers, draw_answers)])
 
-# %% ../nbs/50_figures.ipynb #dee2db1c
+# %% ../nbs/50_figures.ipynb #0f78038c
 def figure(args=None): # of the command line; None: those of this process
     "`gnosis-figure fig03 scale=small`: a figure of the paper from nothing, or from the runs that are there."
     p = argparse.ArgumentParser(prog='gnosis-figure', description='Train what a figure of the paper needs and is not there yet, and write its table and picture.')
@@ -839,4 +879,9 @@ def figure(args=None): # of the command line; None: those of this process
 
 def _run_notebook(name):
     "Execute the figure's chapter, where it is at hand."
-    if (nb := Path(f'nbs/figures/{name}.ipynb')).exists(): subprocess.run([sys.executable, '-m', 'jupyter', 'nbconvert', '--to', 'notebook', '--execute', '--inplace', str(nb)], check=False)
+    if not (path := Path(f'nbs/figures/{name}.ipynb')).exists(): return
+    import nbformat
+    from nbclient import NotebookClient
+    nb = nbformat.read(path, 4)
+    NotebookClient(nb, timeout=600, resources={'metadata': {'path': str(path.parent)}}).execute()
+    nbformat.write(nb, path)

@@ -60,6 +60,7 @@ def teacher_learner(dls, # DataLoaders of (x, y)
     cbs=None, # more callbacks
     **kwargs)->Learner:
     "A Learner that trains `model` on labels with cross-entropy; the defaults are those of the paper's teachers."
+    if hasattr(dls.train, 'temps'): raise ValueError(f"dls.train={type(dls.train).__name__}: makes batches for a student, with a temperature; teachers take those of image_dls")
     metrics = [Accuracy(), NLL(), ECE()] if metrics is None else metrics
     return _learner(dls, model, F.cross_entropy, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, channels_last, compile, metrics, cbs, **kwargs)
 

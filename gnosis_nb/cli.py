@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def _one_line(error, settings):
 class Sweep(Callback):
     "Tells the process that begins a multirun where its folder is."
     folder = None
-    def on_multirun_start(self, config, **kwargs): Sweep.folder = Path(config.hydra.sweep.dir)
+    def on_multirun_start(self, config, **kwargs):
+        Sweep.folder = Path(config.hydra.sweep.dir)
+        for o in (Sweep.folder/'failures').glob('*.txt'): o.unlink()         # of an earlier sweep in the same folder
 
 def _note(error, settings):
     "Leave a note on the job that this process has run, in the folder of its sweep."
@@ -96,13 +99,17 @@ COMMANDS = dict(image_classification=(run_image_classification, SETTINGS), text_
 
 def _terminated(number, frame): sys.exit(128 + number)                       # a scheduler wants its node back: as Ctrl-C, all is kept
 
+def _heed_termination():
+    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, _terminated)
+
 def _main(command):
     "Hydra around one of `COMMANDS`; the user's errors in one line each on standard error, and exit status 1."
     os.environ['HYDRA_FULL_ERROR'] = '1'                                    # let exceptions reach us as they are
-    signal.signal(signal.SIGTERM, _terminated)
+    _heed_termination()
     (task, settings), failed = COMMANDS[command], []
     @hydra.main(config_path='pkg://gnosis_nb.config', config_name=command, version_base='1.3')
     def job(cfg):
+        _heed_termination()                                                  # in the process of a launcher, too
         try: task(_plain(cfg))
         except Exception as e: _note(e, settings) if HydraConfig.get().mode == RunMode.MULTIRUN else failed.append(e)
     try:
@@ -110,7 +117,7 @@ def _main(command):
         if failed: raise failed[0]
     except (KeyboardInterrupt, SystemExit) as e:
         if isinstance(e, SystemExit) and e.code != 128 + signal.SIGTERM: raise
-        print('interrupted; the same command goes on from here', file=sys.stderr)
+        print('interrupted' + ('' if 'resume=false' in sys.argv else '; the same command goes on from here'), file=sys.stderr)
         sys.exit(130 if isinstance(e, KeyboardInterrupt) else e.code)
     except _USER_ERRORS as e: sys.exit(f"error: {_one_line(e, settings)}")
     if notes := _notes(): sys.exit('\n'.join(notes))

@@ -10,7 +10,6 @@ __all__ = ['LONG', 'pick_precision', 'pick_channels_last', 'keep_memory', 'peak_
 # %% ../nbs/30_engine.ipynb #eaab62c2
 import copy
 import ctypes
-import math
 import resource
 import sys
 import threading

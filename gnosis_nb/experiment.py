@@ -6,7 +6,7 @@
 __all__ = ['shrink', 'load_data', 'load_texts', 'load_extra', 'student_parts', 'student_temps', 'image_augmentation',
            'network_options', 'network_spec', 'build_network', 'load_network', 'teacher_facts', 'bucket',
            'checkpoint_folder', 'find_teachers', 'batch_loader', 'teacher_loaders', 'prepare_teacher',
-           'choose_teachers', 'unchanged', 'load_teachers', 'plan_teachers', 'complete_teachers', 'build_loss',
+           'choose_teachers', 'lies', 'unchanged', 'load_teachers', 'plan_teachers', 'complete_teachers', 'build_loss',
            'gan_options', 'gan_networks', 'generator_facts', 'find_generator', 'build_generator', 'distill_loader',
            'evaluation_rows', 'evaluation_loader', 'first_weights', 'start_student', 'prepare_student', 'plot_run',
            'run_mirror', 'claim', 'check_buildable', 'statistics', 'image_classification', 'text_classification',
@@ -14,6 +14,7 @@ __all__ = ['shrink', 'load_data', 'load_texts', 'load_extra', 'student_parts', '
 
 # %% ../nbs/42_experiment.ipynb #ecdb97aa
 import random
+import re
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -216,10 +217,11 @@ def checkpoint_folder(cfg:dict, who:str, stem:str, say=print): # settings; 'teac
     root, given = Path(cfg['data_dir']), key and cfg[who][key]
     if not given: return root, None, None
     if cfg['ckpt_store'] == 'local': return root/given, f'{who}.{key}', given
-    folder = root/'.fetched'/cfg['s3_bucket']/given.strip('/')
     store = bucket(cfg, cfg['s3_bucket'])
-    if not fetch(store, given.strip('/'), folder, rf'{stem}_(init_)?\d+\.(safetensors|ckpt|pt|pth)', say):
+    folder = root/'.fetched'/re.sub(r'[^\w.:-]+', '_', store.name.removeprefix('s3://')).strip('_')/given.strip('/')
+    if not (there := fetch(store, given.strip('/'), folder, rf'{stem}_(init_)?\d+\.(safetensors|ckpt|pt|pth)', say)):
         raise ConfigError(f"{who}.{key}={given}: {store.name} has no {stem}_<number> checkpoint there")
+    for o in {*folder.rglob(f'{stem}_*')} - {*there}: o.unlink()             # gone from the bucket since
     return folder, f'{who}.{key}', given
 
 # %% ../nbs/42_experiment.ipynb #2fb9cf26
@@ -262,6 +264,9 @@ def _fit(cfg, run, name, learn, n_epoch, table, seed, unit, rows=None):
     set_seed(seed)
     try:
         with learn.no_logging(): learn.fit(n_epoch, start_epoch=keep.start_epoch)
+    except ValueError as e:
+        if 'KeepState' not in str(e): raise
+        raise CheckpointError(f"{run.path}: what is kept of the training of {name} does not fit ({str(e).splitlines()[-1].strip()}); force=true begins anew") from e
     except BaseException:                                                   # Ctrl-C, too
         with suppress(OSError): keep.last_words()
         raise
@@ -320,12 +325,18 @@ def choose_teachers(found:list, # checkpoints there are
     return [first, take(rest, min(m, len(rest)))] if independent else [first]
 
 # %% ../nbs/42_experiment.ipynb #e997d21f
+def lies(path:str|Path, root:str|Path): # a file; `data_dir`
+    "Where a file is, relative to `data_dir` if it is below: that may be moved, and commands given from elsewhere."
+    path, root = Path(path).resolve(), Path(root).resolve()
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
 def unchanged(
-    known:dict, # `path` and `weights`, a digest
+    known:dict, # `path`, below `root` or absolute, and `weights`, a digest
     what:str, # that it is, in words
+    root:str|Path, # `data_dir`
 ) -> tuple: # path, facts
     "A checkpoint that a run has used before; a `ConfigError` if it is not what it was."
-    path = Path(known['path'])
+    path = Path(root)/known['path']
     try: info = checkpoint_info(path)
     except (CheckpointError, FileNotFoundError): info = {'weights': None}
     if info.get('weights') != known['weights']:
@@ -350,7 +361,7 @@ def load_teachers(cfg:dict, # settings
         if info.get('epochs', own['num_epochs']) < own['num_epochs'] or info.get('training', own)['optimizer'] != own['optimizer']:
             say(f"warning: it was trained less than or otherwise than this run would ({own['num_epochs']} epochs, {own['optimizer']}); teacher.use_ckpts=false trains new ones")
         return net, dict(info, path=str(path))
-    if plan: return [[load(unchanged(o, 'a teacher')) for o in group if 'path' in o] for group in plan]
+    if plan: return [[load(unchanged(o, 'a teacher', cfg['data_dir'])) for o in group if 'path' in o] for group in plan]
     found = find_teachers(cfg, teacher_facts(cfg, sets), say)
     chosen = choose_teachers(found, cfg['trial_id'], cfg['teacher']['num_components'], cfg['teacher']['independent'])
     return [[load(o) for o in group] for group in chosen]
@@ -360,7 +371,7 @@ def plan_teachers(cfg, ready):
     "Which networks the ensembles are made of: checkpoints, and numbers of teachers to be trained."
     used = {info.get('seed') for group in ready for _, info in group}
     numbers = (i for i in count() if derive_seed(cfg['seed'], 'teacher', i) not in used)
-    return [[dict(path=info['path'], weights=info.get('weights')) for _, info in group] + [dict(number=i) for i in islice(numbers, cfg['teacher']['num_components'] - len(group))] for group in ready]
+    return [[dict(path=lies(info['path'], cfg['data_dir']), weights=info.get('weights')) for _, info in group] + [dict(number=i) for i in islice(numbers, cfg['teacher']['num_components'] - len(group))] for group in ready]
 
 def complete_teachers(cfg, run, ready, parts, sets, device):
     "Train what `load_teachers` did not find; returns the ensembles. Which networks they are goes to the run's state."
@@ -430,7 +441,7 @@ def find_generator(cfg:dict, # settings
 def build_generator(cfg, sets, device, say=print, before=None): # before: that of a run that goes on
     "The generator of synthetic images, on its device and in evaluation mode, and where it comes from: path and digest, or 'untrained'."
     if not cfg['distill_loader'].get('synth_ratio'): return None, None
-    if before: path = unchanged(before, 'the generator')[0] if before != 'untrained' else None
+    if before: path = unchanged(before, 'the generator', cfg['data_dir'])[0] if before != 'untrained' else None
     else: path = find_generator(cfg, sets, say)
     spec = checkpoint_info(path).get('spec') if path else None
     if spec: net = build_gan(**spec)[0]
@@ -438,7 +449,7 @@ def build_generator(cfg, sets, device, say=print, before=None): # before: that o
     with blame('density_model'):
         if path: load_weights(net, path)
     say(f"generator: {path}" if path else "generator: UNTRAINED, for there is no generator_<updates> checkpoint of these images below data_dir; synthetic images are noise")
-    return net.to(device).eval(), dict(path=str(path), weights=checkpoint_info(path).get('weights')) if path else 'untrained'
+    return net.to(device).eval(), dict(path=lies(path, cfg['data_dir']), weights=checkpoint_info(path).get('weights')) if path else 'untrained'
 
 class _Seeded:
     "A generator that draws from its own random numbers, images of the size of the real ones."
@@ -572,13 +583,18 @@ def statistics(run:Run, students:dict, teacher, dl): # networks by name; evaluat
 def _classification(cfg, parts, sets, device, say):
     "The experiment, with images or texts that are there; one that is done is left as it is."
     check_buildable(cfg, parts, sets)
-    with claim(cfg, [sets.train.fingerprint(), sets.test.fingerprint()], say) as run:
-        if run.finished: say(_shown(pd.read_csv(run.path/'fidelity.csv', index_col='model'))); return run
+    cfg = {**cfg, 'device': str(device)}
+    with claim(cfg, [o.fingerprint() for o in (sets.train, sets.test, *parts[2:])], say) as run:
+        if run.finished: say(_shown(_finished_report(run))); return run
         ready = load_teachers(cfg, sets, say, run.state.get('plan'))
         if cfg['teacher']['ckpt_init']['type'] == 'init':
             for group in ready: first_weights(group[0][1]['path']) if group else None
         with run: _distil(cfg, run, ready, parts, sets, device)
     return run
+
+def _finished_report(run):
+    try: return pd.read_csv(run.path/'fidelity.csv', index_col='model')
+    except FileNotFoundError: raise ConfigError(f"force: {run.path} is done, but its fidelity.csv is gone; force=true does it again") from None
 
 def _distil(cfg, run, ready, parts, sets, device):
     "What happens in the run's folder: teachers, students, statistics, report."
@@ -596,10 +612,10 @@ def _distil(cfg, run, ready, parts, sets, device):
         prepare = {name: partial(prepare_student, cfg, run, name, t, parts, sets, device, generator) for name, t in zip(('student', 'independent_student'), teachers)}
         students = _fit_all(run, prepare, device, cfg['trainer']['parallel_models'])
         report = fidelity_report(students['student'], teachers[0], dl, *[students[o] for o in prepare if o != 'student'])
-        statistics(run, students, teachers[0], dl)
     else: report = fidelity_report(teachers[0], teachers[0], dl).drop('student')
     run.set_state('running', peak_memory_gb=round(peak_memory(device), 3))
     finish(run, report, sets.train.unit)
+    if cfg['trainer']['distill_teacher']: statistics(run, students, teachers[0], dl)
 
 # %% ../nbs/42_experiment.ipynb #a3b3999a
 def image_classification(cfg:dict, # settings, as composed from `gnosis_nb/config/image_classification.yaml`

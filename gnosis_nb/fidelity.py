@@ -51,7 +51,8 @@ def _bca_levels(draws, value, U, z):
     if draws.max() - draws.min() <= near: return torch.tensor([0., 1.], dtype=torch.double)
     share = (draws < value - near).double().mean() + .5*((draws - value).abs() <= near).double().mean()
     z0 = torch.special.ndtri(share.clamp(.5/len(draws), 1 - .5/len(draws)))
-    a = U.pow(3).sum()/(6*U.square().sum()**1.5)
+    spread = U.square().sum()
+    a = U.pow(3).sum()/(6*spread**1.5) if spread > 0 else spread             # no example has an influence: no skewness
     return torch.special.ndtr(z0 + (z0 + z)/(1 - a*(z0 + z)))
 
 # %% ../nbs/04_fidelity.ipynb #d92efd5d

@@ -20,7 +20,7 @@ from .data.vision import DataNotFound, ImageSets, split_dataset
 from .data.zoo import load_vision
 from .distill import FidelityTable
 from .engine import peak_memory
-from .experiment import claim, evaluation_rows, gan_networks, gan_options, generator_facts, image_augmentation, load_network, network_spec, unchanged, _fit, _load, _statistics
+from .experiment import claim, evaluation_rows, gan_networks, gan_options, generator_facts, image_augmentation, lies, load_network, network_spec, unchanged, _fit, _load, _statistics
 from .gan import GANTable, SampleGrid, gan_dls, gan_learner
 from .learner import optimizer, teacher_learner
 from .models import build_classifier
@@ -122,7 +122,7 @@ def train_judge(cfg, run, sets, device):
 def _classifier(cfg, run, sets, device, before):
     "The checkpoint of the classifier that judges; of a run that goes on, the same as before."
     if before is None: return find_judge(cfg, sets) or train_judge(cfg, run, sets, device)
-    return unchanged(before, 'the judge')[0]
+    return unchanged(before, 'the judge', cfg['data_dir'])[0]
 
 def pick_judge(cfg, run, sets, device, say, before=None): # the judge of a run that goes on
     "The judge of the run's samples, or None; what it is goes to the run's state."
@@ -141,7 +141,7 @@ def pick_judge(cfg, run, sets, device, say, before=None): # the judge of a run t
     accuracy = info.get('test_acc')
     say(f"judge: {path}" + (f" (accuracy {accuracy:.3f})" if accuracy is not None else ''))
     if accuracy is not None and accuracy < .5: say("warning: a judge that knows so little of the images says little of their quality; train it longer (trainer.num_epochs), or name another (judge.ckpt_path)")
-    run.set_state('running', judge=dict(name=name, path=str(path), weights=info['weights'], test_acc=accuracy))
+    run.set_state('running', judge=dict(name=name, path=lies(path, cfg['data_dir']), weights=info['weights'], test_acc=accuracy))
     return judge
 
 # %% ../nbs/42_generation.ipynb #9e68742f
@@ -186,6 +186,7 @@ def image_generation(cfg:dict, # settings, as composed from `gnosis_nb/config/im
     source, sets = load_real(cfg)
     with blame('classifier'): build_classifier(**network_spec(cfg, 'classifier', sets))
     facts, spec = generator_facts(cfg, source), dict(gan_options(cfg), name=cfg['density_model']['name'], img_channels=sets.train.shape[0], size=sets.train.shape[1])
+    cfg = {**cfg, 'device': str(device)}
     with claim(cfg, [source.train.fingerprint()], say) as run:
         if run.finished: say(_scores(run)); return run
         with run: _train(cfg, run, sets, device, facts, spec)

@@ -8,7 +8,6 @@ __all__ = ['interpolate', 'reestimate_batchnorm', 'scaled_lr', 'initialize_stude
 # %% ../nbs/33_initialize.ipynb #d760028c
 from collections.abc import Mapping
 
-import torch
 import torch.nn as nn
 from fastai.torch_core import to_device
 

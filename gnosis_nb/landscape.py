@@ -216,11 +216,16 @@ class WeightPath(Callback):
 
     def before_fit(self):
         self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))     # neither is training
+        self.trained = False
         if self.run: self.states, self.epochs = [], []; self._keep(0)
 
+    def before_train(self): self.trained = True                              # epochs before `start_epoch` are passed over
     def after_epoch(self):
-        done = self.epoch + 1
-        if done % self.every == 0 or done == self.n_epoch: self._keep(done)
+        done, trained, self.trained = self.epoch + 1, self.trained, False
+        if trained and (done % self.every == 0 or done == self.n_epoch): self._keep(done)
+
+    def state_dict(self): return {str(e): s for e, s in zip(self.epochs, self.states)}
+    def load_state_dict(self, state): self.epochs, self.states = [*map(int, state)], [*state.values()]
 
 # %% ../nbs/34_landscape.ipynb #117dd0d8
 _UNITS = dict(distillation='distillation loss (nats)', nll='NLL (nats)', agreement='agreement')

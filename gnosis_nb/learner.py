@@ -30,7 +30,7 @@ def optimizer(name:str='SGD', # a class of torch.optim
              )->Callable: # an `opt_func` for a Learner
     "An optimiser of torch.optim as fastai wants it. Unknown names are a `ValueError`."
     cls = getattr(torch.optim, name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)) or name in ('Optimizer', 'LBFGS', 'SparseAdam'):
+    if not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)) or name in ('Optimizer', 'LBFGS', 'SparseAdam', 'Muon'):
         raise ValueError(f"optimizer {name!r} is unknown or steps in another way; choose a class of torch.optim, for instance 'SGD' or 'Adam'")
     known = inspect.signature(cls).parameters
     return partial(OptimWrapper, opt=cls, **{k: v for k, v in hypers.items() if k in known})
@@ -60,6 +60,7 @@ def teacher_learner(dls, # DataLoaders of (x, y)
     cbs=None, # more callbacks
     **kwargs)->Learner:
     "A Learner that trains `model` on labels with cross-entropy; the defaults are those of the paper's teachers."
+    if hasattr(dls.train, 'temps'): raise ValueError(f"dls.train={type(dls.train).__name__}: makes batches for a student, with a temperature; teachers take those of image_dls")
     metrics = [Accuracy(), NLL(), ECE()] if metrics is None else metrics
     return _learner(dls, model, F.cross_entropy, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, channels_last, compile, metrics, cbs, **kwargs)
 

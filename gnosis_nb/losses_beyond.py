@@ -10,7 +10,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 
-from .losses import LOSSES, _DistillationLoss, _kl, _wide, reduce_ensemble_logits
+from .losses import AveragedSymmetrizedKL, LOSSES, _DistillationLoss, _kl, _wide, reduce_ensemble_logits
 
 # %% ../nbs/03_losses_beyond.ipynb #67a4f9f2
 def _others(log_p, y):
@@ -36,7 +36,7 @@ class DecoupledKD(_DistillationLoss):
     def __init__(self,
         tckd:float=1., # weight α ≥ 0 of the divergence between 'the target' and 'another class'
         nckd:float=8., # weight β ≥ 0 of the divergence among the other classes
-        target:str='teacher', # the target class: 'teacher', its top class, or 'label', the true one where there is one
+        target:str='teacher', # the target class: 'label', the true one where there is one, as in the paper (the default of `loss=decoupled_kd`); 'teacher', its top class, which needs no labels
     ):
         super().__init__()
         for name, weight in dict(tckd=tckd, nckd=nckd).items():
@@ -99,6 +99,7 @@ class LogitStandardization(nn.Module):
             if loss not in ALL_LOSSES: raise ValueError(f'loss is {loss!r}; expected one of {list(ALL_LOSSES)}')
             loss = ALL_LOSSES[loss]
         loss = loss() if isinstance(loss, type) and not hasattr(loss, 'step') else loss
+        if isinstance(loss, AveragedSymmetrizedKL): raise ValueError('loss is averaged_symmetrized_kl, which looks at each member of an ensemble; expected one that looks at the mean of them')
         if hasattr(loss, 'step'): raise ValueError(f'loss is {getattr(loss, "__name__", type(loss).__name__)}, which has a schedule; expected one without')
         self.loss, self.uses_targets = loss, getattr(loss, 'uses_targets', False)
 

@@ -42,11 +42,12 @@ class Mirror:
         store, # LocalStore, S3Store
         prefix:str='', # before the files' names in the store
         again:float=60., # seconds until what failed is tried once more
+        wait:float=60., # seconds for another process to finish sending this folder
         say:Callable=print): # called with a line when there is trouble
         self.folder, self.store, self.prefix, self.again, self.say = Path(os.path.abspath(folder)), store, prefix.strip('/'), again, say
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder/'.unsent.lock', thread_local=False)
-        try: self._lock.acquire(timeout=0)
+        try: self._lock.acquire(timeout=wait)
         except Timeout: raise StoreError(f"{self.folder}: another process is sending this folder; wait for it or stop it") from None
         self._cond, self._asked, self._busy, self._rounds, self._closed, self._said = threading.Condition(), True, False, 0, False, None
         self._recall()
@@ -82,6 +83,12 @@ def send(self:Mirror, path:str|Path): # a file below the folder
         if new: self._write()                                                # before anything is sent
         self._asked = True
         self._cond.notify_all()
+
+@patch
+def send_all(self:Mirror):
+    "Note all visible files of the folder, of which those that are there already are left alone."
+    with self._cond: self._compare |= {*_visible(self.folder)} - {*self._waiting}
+    for name in _visible(self.folder): self.send(self.folder/name)
 
 @patch
 def _work(self:Mirror):
@@ -169,6 +176,6 @@ def send_unsent(
         note = _read_note(path.parent)
         if note is None: say(f"{path}: unreadable; open a Mirror of its folder to send all of it"); unsent.append(path)
         if not note or store.name not in note: continue
-        try: unsent += Mirror(path.parent, store, note[store.name]['prefix'], say=say).close(timeout)
-        except StoreError as e: say(str(e))
+        try: unsent += Mirror(path.parent, store, note[store.name]['prefix'], wait=0, say=say).close(timeout)
+        except StoreError: pass                                              # it is being sent
     return unsent

@@ -28,6 +28,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
+from . import __version__
 from .storage import CheckpointError, load_checkpoint, save_checkpoint, write_atomic
 
 # %% ../nbs/41_runs.ipynb #b67321fa
@@ -57,11 +58,20 @@ def _read(path, load):
     return out if isinstance(out, dict) else {}
 
 # %% ../nbs/41_runs.ipynb #e6d35d08
-_NO_MATTER = ('data_dir', 'exp_name', 'job_name', 'scale', 'logger', 'resume', 'force', 's3_endpoint_url', 's3_region', 'trainer.state_minutes', 'dataset.root_dir', 'dataset.download', 'dataset.memory_limit', 'dataloader.num_workers', 'trainer.parallel_models', 'trainer.teacher_cache')
+_NO_MATTER = ('data_dir', 'exp_name', 'job_name', 'scale', 'logger', 'resume', 'force', 's3_endpoint_url', 's3_region', 'trainer.state_minutes', 'dataset.root_dir', 'dataset.download', 'dataset.memory_limit', 'dataset.backend', 'dataloader.num_workers', 'trainer.parallel_models', 'trainer.teacher_cache')
+
+def _plain(value):
+    "A value such that equal ones are written alike: 0 and 0.0; and an image folder is known by its images, not by its place."
+    if isinstance(value, dict): return {k: _plain(v) for k, v in value.items() if k not in ('root_dir', 'download')}
+    if isinstance(value, (list, tuple)): return [_plain(o) for o in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 def run_identity(config:dict): # nested settings
     "A short hash of the settings that determine a run's result."
-    own = {k: v for k, v in _flat(config) if not any(k == o or k.startswith(o + '.') for o in _NO_MATTER)}
+    own = {k: _plain(v) for k, v in _flat(config) if not any(k == o or k.startswith(o + '.') for o in _NO_MATTER)}
+    for who in ('teacher', 'density_model'):                                 # two names of one thing
+        path, folder = (own.pop(f'{who}.{k}', None) for k in ('ckpt_path', 'ckpt_dir'))
+        own[f'{who}.ckpt'] = path or folder
     return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 # %% ../nbs/41_runs.ipynb #c0900d08
@@ -79,8 +89,9 @@ class Run:
         data:list|None=None, # checksums of the examples
         new:bool=False, # make a folder of its own in `path`, named by the time
         mirror:Callable|None=None, # called with the folder; returns what sends files elsewhere, a `Mirror`
+        forced:bool=False, # done although there may be one like it
         say:Callable=print): # where sentences for the user go
-        self.path, self.config, self.data, self.new, self.mirror, self.say, self.tables = Path(path), config, data, new, mirror, say, {}
+        self.path, self.config, self.data, self.new, self.mirror, self.forced, self.say, self.tables = Path(path), config, data, new, mirror, forced, say, {}
         self.state, self.finished = {} if new else _read(self.path/'state.json', json.loads), False     # finished: there is nothing left to do
         self._writer = self._mirror = None
 
@@ -105,8 +116,9 @@ class Run:
         except Timeout: raise RunLocked(f"{self.path}: {_who(self.state)} is writing this run") from None
         for o in self.path.glob('.*.tmp'): o.unlink()                        # halves of files, of a process that died
         self._mirror = self.mirror and self.mirror(self.path)
+        if self._mirror and self.state: self._mirror.send_all()              # what was written before there was a mirror
         before = {k: v for k, v in self.state.items() if k not in ('finished', 'error', 'traceback', 'continued')}     # of a run that is continued
-        self.state = dict(before, identity=run_identity(self.config), data=self.data, started=before.get('started', _now()), device=None, torch=torch.__version__, fastai=fastai.__version__,
+        self.state = dict(before, identity=run_identity(self.config), data=self.data, forced=self.forced, started=before.get('started', _now()), device=None, gnosis_nb=__version__, torch=torch.__version__, fastai=fastai.__version__,
                           python=platform.python_version(), process=dict(pid=os.getpid(), host=socket.gethostname()), **({'continued': [*self.state.get('continued', []), _now()]} if before else {}))
         self.write_text('config.yaml', yaml.safe_dump(dict(self.config, job_name=self.path.parent.name), sort_keys=False))
         self.set_state('running')
@@ -116,13 +128,17 @@ class Run:
         if self._writer: self._writer.close()
         try: self._ended(kind, error)
         finally:
-            if self._mirror: self._send_last()
-            self._lock.release()
+            try: self._send_last()
+            finally: self._lock.release()
         return False
 
     def _send_last(self):
-        for o in (self.path/'tensorboard').glob('*'): self._mirror.send(o)
-        if unsent := self._mirror.close(): self.say(f"{len(unsent)} files of {self.path} could not be sent yet; they are noted there, and the next run with the same logger sends them")
+        if not self._mirror: return
+        try:
+            for o in (self.path/'tensorboard').glob('*'): self._mirror.send(o)
+            unsent = self._mirror.close()
+        except OSError as e: self.say(f"not sent: {e}"); return              # how the run ended matters more
+        if unsent: self.say(f"{len(unsent)} files of {self.path} could not be sent yet; they are noted there, and the next run with the same logger sends them")
 
     def _ended(self, kind, error):
         try:
@@ -166,12 +182,12 @@ def summarize(self:Run, **numbers):
 @patch
 def keep_state(self:Run, name, tensors, facts):
     "Keep the state of the training of `name`, for `load_state`."
-    save_checkpoint(self.path/f'training_state_{name}', tensors, training=facts)
+    save_checkpoint(self.path/f'.training_state_{name}', tensors, training=facts)
 
 @patch
 def load_state(self:Run, name):
     "Tensors and facts of a training that was stopped; None where there are none, or none that can be read."
-    path = self.path/f'training_state_{name}.safetensors'
+    path = self.path/f'.training_state_{name}.safetensors'
     try: tensors, info = load_checkpoint(path)
     except FileNotFoundError: return None
     except CheckpointError as e: self.say(f"{e}: {name.replace('_', ' ')} begins anew"); return None
@@ -181,7 +197,7 @@ def load_state(self:Run, name):
 @patch
 def drop_state(self:Run, name):
     "That training has ended, and what came out is saved."
-    (self.path/f'training_state_{name}.safetensors').unlink(missing_ok=True)
+    (self.path/f'.training_state_{name}.safetensors').unlink(missing_ok=True)
 
 # %% ../nbs/41_runs.ipynb #c5d9426e
 def _number(text):
@@ -220,7 +236,7 @@ def claim_run(
     config:dict, # settings
     data:list|None=None, # checksums of the examples
     resume:bool=True, # go on with a run that was stopped
-    force:bool=False, # a new run, whatever there is
+    force:bool=False, # do it, whatever is done; only a run that was forced goes on
     mirror:Callable|None=None, # as of `Run`
     say=print, # where sentences for the user go
 ):
@@ -228,15 +244,29 @@ def claim_run(
     identity = run_identity(config)
     with ExitStack() as stack:
         if not force: _claim(stack, Path(root)/'.locks'/f'{identity}.lock', lambda: _runs_like(root, config, data))
-        before = [] if force else _runs_like(root, config, data)
-        done = [path for state, path in before if state.get('state') == 'done']
-        ours = done or ([path for _, path in before] if resume else [])
-        run = Run(ours[0] if ours else folder, config, data, new=not ours, mirror=mirror, say=say)
-        if ours: run.read_tables()
-        if done:
-            run.finished = True
-            say(f"already done: {run.path}; force=true does it again")
+        before = _runs_like(root, config, data)
+        done = [path for state, path in before if state.get('state') == 'done' and not force]
+        open_ = [path for state, path in before if state.get('state') != 'done' and resume and (state.get('forced') or not force)]
+        ours = done or open_
+        run = Run(ours[0] if ours else folder, config, data, new=not ours, mirror=mirror, forced=force, say=say)
+        if ours: run.read_tables(); _warn(run)
+        if done: run.finish_before()
         yield run
+
+def _warn(run):
+    "Another version may compute other bits."
+    for name, now in dict(gnosis_nb=__version__, torch=torch.__version__).items():
+        if run.state.get(name, now) != now: run.say(f"warning: {run.path} was made with {name} {run.state[name]}, this is {now}")
+
+@patch
+def finish_before(self:Run):
+    "This run is done: say so, and see that its files are where they shall be sent."
+    self.finished = True
+    self.say(f"already done: {self.path}; force=true does it again")
+    if self.mirror:
+        self._mirror = self.mirror(self.path)
+        self._mirror.send_all()
+        self._send_last()
 
 def _claim(stack, lock, runs):
     "Hold a lock until the stack unwinds; who cannot have it is told who has."

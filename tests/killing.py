@@ -33,7 +33,7 @@ def doing(folder):
     runs = find_runs(folder)
     if not len(runs): return 'nothing yet'
     path = Path(runs.path[0])
-    return runs.state[0] + ''.join(f', {o.stem}' for o in path.glob('training_state*')) + f', {len(list(path.glob("*_metrics.csv")))} tables'
+    return runs.state[0] + ''.join(f', {o.stem}' for o in path.glob('.training_state*')) + f', {len(list(path.glob("*_metrics.csv")))} tables'
 
 if __name__ == '__main__':
     kind, folder, n = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])

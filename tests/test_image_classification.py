@@ -387,7 +387,7 @@ def test_a_failure_stops_those_trained_beside_it(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError, match='teacher 1 stumbles'):
         run(tmp_path, *TEACHERS, 'teacher.num_components=3', 'trainer.num_epochs=3', 'trainer.parallel_models=3')
     assert states_below(tmp_path) == ['failed']
-    assert {o.stem for o in tmp_path.rglob('*.safetensors') if not o.stem.startswith('training_state')} == {f'teacher_init_{i}' for i in range(3)}      # nobody is taken for trained
+    assert {o.stem for o in tmp_path.rglob('*.safetensors') if not o.stem.startswith('.training_state')} == {f'teacher_init_{i}' for i in range(3)}      # nobody is taken for trained
 
 def test_remembered_teachers_answer_as_they_would(pool, tmp_path):
     overrides = *SMALL, 'augmentation.transforms_list=[]', 'trainer.num_epochs=3', f'teacher.ckpt_dir={pool}'

@@ -96,13 +96,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(tmp_path):
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
     subprocess.run(command(tmp_path/'whole'), env=env, check=True, capture_output=True)
     killed = subprocess.Popen(command(tmp_path/'killed'), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: list((tmp_path/'killed').rglob('training_state_gan.safetensors')), killed)
+    wait_for(lambda: list((tmp_path/'killed').rglob('.training_state_gan.safetensors')), killed)
     killed.send_signal(signal.SIGKILL); killed.wait()
     assert find_runs(tmp_path/'killed').state.tolist() == ['running'] and not list((tmp_path/'killed').rglob('generator_40*'))
     again = subprocess.run(command(tmp_path/'killed'), env=env, check=True, capture_output=True, text=True)
     assert 'going on with' in again.stdout
     whole, resumed = (find_runs(tmp_path/o).iloc[0] for o in ('whole', 'killed'))
-    assert resumed.state == 'done' and not list((tmp_path/'killed').rglob('training_state*'))
+    assert resumed.state == 'done' and not list((tmp_path/'killed').rglob('.training_state*'))
     for name in ('generator_40', 'discriminator_40'): assert equal(*(load_checkpoint(f'{o.path}/{name}.safetensors')[0] for o in (whole, resumed)))
     pd.testing.assert_frame_equal(*(pd.read_csv(f'{o.path}/train_metrics.csv') for o in (whole, resumed)))
 

@@ -45,3 +45,8 @@ image_classification()"""
     assert sorted(find_runs(tmp_path).state) == ['done', 'failed']
     status, errors, said = sweep(tmp_path, 'seed=0,1')                       # the same sweep does what is left
     assert (status, errors) == (0, []) and said.count('already done') == 1 and find_runs(tmp_path).state.tolist() == ['done', 'done']
+
+def test_notes_of_an_earlier_sweep_are_forgotten(tmp_path):
+    here = f'hydra.sweep.dir={tmp_path}/sweep'
+    assert sweep(tmp_path, 'loss.alpha=2', here)[0] == 1
+    assert sweep(tmp_path, 'loss.alpha=0', here)[:2] == (0, [])

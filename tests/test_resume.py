@@ -35,7 +35,7 @@ def results(folder):
     runs = find_runs(folder)
     assert runs.state.tolist() == ['done']
     path = Path(runs.path[0])
-    assert not list(path.glob('training_state*')) and not list(path.glob('.*.tmp'))
+    assert not list(path.glob('.training_state*')) and not list(path.glob('.*.tmp'))
     return {o.name: load_checkpoint(o)[0] for o in path.glob('*.safetensors')}, {o.name: o.read_bytes() for o in path.glob('*.csv')}, (path/'summary.json').read_text()
 
 def same(a, b):
@@ -100,27 +100,27 @@ def test_ctrl_c_and_the_scheduler_lose_nothing(tmp_path, sign, status):
     _, said = process.communicate(timeout=60)
     assert process.returncode == status and said.strip().splitlines()[-1] == 'interrupted; the same command goes on from here'
     runs = find_runs(tmp_path)
-    state = Path(runs.path[0])/'training_state_teacher_0.safetensors'
+    state = Path(runs.path[0])/'.training_state_teacher_0.safetensors'
     assert runs.state.tolist() == ['interrupted']
     assert load_checkpoint(state)[1]['training']['epoch'] >= len(pd.read_csv(state.with_name('teacher_0_train_metrics.csv'))) - 1 > 19
 
 def test_a_damaged_state_begins_anew_and_ends_the_same(tmp_path):
     whole, _ = run(tmp_path/'whole', 'seed=3')
     process = start(tmp_path/'damaged', 'seed=3', 'trainer.state_minutes=0')
-    wait_for(lambda: list(tmp_path.rglob('damaged/**/training_state_*')), process)
+    wait_for(lambda: list(tmp_path.rglob('damaged/**/.training_state_*')), process)
     process.kill(); process.wait()
-    for state in (tmp_path/'damaged').rglob('training_state_*'): state.write_bytes(state.read_bytes()[:-50])
+    for state in (tmp_path/'damaged').rglob('.training_state_*'): state.write_bytes(state.read_bytes()[:-50])
     _, lines = run(tmp_path/'damaged', 'seed=3')
     assert any('damaged' in o and 'begins anew' in o for o in lines) and same(results(tmp_path/'whole'), results(tmp_path/'damaged'))
 
 def test_a_teacher_that_has_changed_since(tmp_path):
     teacher, _ = run(tmp_path, 'trainer.distill_teacher=false')
     process = start(tmp_path, *LONG)
-    wait_for(lambda: list(tmp_path.rglob('training_state_student.safetensors')) or list(tmp_path.rglob('student_train_metrics.csv')), process)
+    wait_for(lambda: list(tmp_path.rglob('.training_state_student.safetensors')) or list(tmp_path.rglob('student_train_metrics.csv')), process)
     process.kill(); process.wait()
     other, _ = run(tmp_path, 'trainer.distill_teacher=false', 'teacher.use_ckpts=false', 'seed=9')       # more teachers do not matter …
     used = json.loads(Path(find_runs(tmp_path).query("state == 'running'").path.item(), 'state.json').read_text())['plan']
-    assert [[Path(o['path']).parent for o in group] for group in used] == [[teacher.path]]
+    assert [[tmp_path/Path(o['path']).parent for o in group] for group in used] == [[teacher.path]]
     (teacher.path/'teacher_0.safetensors').write_bytes((other.path/'teacher_0.safetensors').read_bytes())
     with pytest.raises(ConfigError, match='a teacher this run has begun with, is gone or another now'): run(tmp_path, *LONG)
 
@@ -138,3 +138,42 @@ def test_a_full_disk(tmp_path):
     assert find_runs(tmp_path).state.tolist() == ['failed'] and not list(tmp_path.rglob('.*.tmp')) and not list(tmp_path.rglob('*.safetensors'))
     done = complete(tmp_path, 'trainer.num_epochs=3')
     assert done.returncode == 0 and find_runs(tmp_path).state.tolist() == ['done']
+
+def test_other_images_beside_the_set_are_another_run(tmp_path):
+    from PIL import Image
+    def images(shade):
+        for split in ('train', 'test'):
+            (tmp_path/'extra'/split/'a').mkdir(parents=True, exist_ok=True)
+            for i in range(4): Image.new('RGB', (8, 8), (shade + i,)*3).save(tmp_path/'extra'/split/'a'/f'{i}.png')
+    images(10)
+    extra = f"distill_loader.extra=[{{name: image_folder, root_dir: '{tmp_path}/extra', size: 8}}]"
+    first, _ = run(tmp_path/'runs', extra)
+    images(99)
+    assert not run(tmp_path/'runs', extra)[0].finished
+    assert run(tmp_path/'runs', extra)[0].finished
+
+def test_equal_numbers_are_one_run(tmp_path):
+    first, _ = run(tmp_path, 'loss.alpha=0', 'distill_loader.temp=4', 'device=auto')
+    assert run(tmp_path, 'loss.alpha=0.0', 'distill_loader.temp=4.0', 'device=cpu')[0].finished == (not torch.cuda.is_available())
+
+def test_a_run_goes_on_from_elsewhere(tmp_path, monkeypatch):
+    from gnosis_nb.distill import FidelityTable
+    (tmp_path/'here').mkdir(); (tmp_path/'there').mkdir()
+    monkeypatch.chdir(tmp_path/'here')
+    run('runs', 'trainer.distill_teacher=false')
+    after = FidelityTable.after_train
+    def stumble(self):
+        after(self)
+        if self.epoch == 0: raise KeyboardInterrupt()
+    with monkeypatch.context() as m:
+        m.setattr(FidelityTable, 'after_train', stumble)
+        with pytest.raises(KeyboardInterrupt): run('runs')
+    (tmp_path/'here'/'runs').rename(tmp_path/'there'/'moved')
+    monkeypatch.chdir(tmp_path)
+    r, lines = run(tmp_path/'there'/'moved')
+    assert not r.finished and len(r.state['continued']) == 1 and r.state['state'] == 'done'
+
+def test_a_done_run_without_its_report(tmp_path):
+    r, _ = run(tmp_path)
+    (r.path/'fidelity.csv').unlink()
+    with pytest.raises(ConfigError, match='its fidelity.csv is gone; force=true'): run(tmp_path)

@@ -3,6 +3,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from gnosis_nb import experiment
 from gnosis_nb.cli import compose
+from gnosis_nb.distill import FidelityTable
 from gnosis_nb.experiment import ConfigError, image_classification
 from gnosis_nb.generation import image_generation
 from gnosis_nb.runs import find_runs
@@ -117,4 +119,38 @@ def test_a_generator_from_a_bucket(bucket, proxy, tmp_path):
     in_bucket(bucket, theirs, tmp_path/'theirs', tmp_path)
     path = theirs.path.relative_to(tmp_path/'theirs').as_posix()
     r, lines = run(tmp_path/'mine', proxy, 'ckpt_store=s3', f's3_bucket={bucket.bucket}', f'density_model.ckpt_path={path}', 'distill_loader.synth_ratio=0.2')
-    assert any(o.startswith('generator: ') and o.endswith(f'.fetched/{bucket.bucket}/{path}/generator_2.safetensors') for o in lines)
+    assert any(o.startswith('generator: ') and o.endswith(f'{path}/generator_2.safetensors') and '.fetched' in o and bucket.bucket in o for o in lines)
+
+
+def stop_in(monkeypatch, name):
+    "The training of `name` is interrupted in its second epoch."
+    after = FidelityTable.after_train
+    def stumble(self):
+        after(self)
+        if name in self.learn.print_progress.title and self.epoch == 1: raise KeyboardInterrupt()
+    monkeypatch.setattr(FidelityTable, 'after_train', stumble)
+
+def test_a_run_that_began_without_a_bucket_is_complete_in_it(bucket, proxy, tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        stop_in(m, 'student')
+        with pytest.raises(KeyboardInterrupt): run(tmp_path/'runs', proxy, 'trainer.num_epochs=3')
+    assert list((tmp_path/'runs').rglob('.training_state_student*'))
+    r, _ = run(tmp_path/'runs', proxy, *logged(bucket), 'trainer.num_epochs=3')
+    assert len(r.state['continued']) == 1
+    in_bucket(bucket, r, tmp_path/'runs', tmp_path)
+    done, _ = run(tmp_path/'more', proxy)
+    again, _ = run(tmp_path/'more', proxy, *logged(bucket))
+    assert again.finished
+    in_bucket(bucket, done, tmp_path/'more', tmp_path)
+
+def test_states_of_training_stay_here(bucket, proxy, tmp_path):
+    command = [sys.executable, '-c', 'from gnosis_nb.cli import image_classification as f; f()', *SMALL, 'trainer.num_epochs=300', 'trainer.eval_period=100', 'trainer.state_minutes=0', *logged(bucket), f'data_dir={tmp_path}', f's3_endpoint_url={proxy.url}']
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if list(tmp_path.rglob('.training_state_*')) and list(bucket.list()) or process.poll() is not None: break
+        time.sleep(.1)
+    process.kill(); process.wait()
+    assert list(tmp_path.rglob('.training_state_*')) and list(tmp_path.rglob('.unsent.json'))
+    other, _ = run(tmp_path, proxy, *logged(bucket), 'seed=5')               # sends what the dead one has left
+    assert not list(tmp_path.rglob('.unsent.json')) and not any('training_state' in o.key for o in bucket.list())
+    assert {o.key.split('/')[1] for o in bucket.list()} == {o.parent.name for o in (tmp_path/'image_classification').glob('*/*')}

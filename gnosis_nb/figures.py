@@ -25,7 +25,6 @@ from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
 
-import fastai
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd

@@ -10,7 +10,7 @@ __all__ = ['SHARES', 'LABELS', 'FIGURES', 'POLICY_NAMES', 'PALETTE', 'STYLE', 'C
            'draw_basins', 'teacher_answers', 'draw_answers', 'draw_samples', 'all_claims', 'chooser', 'cost_table',
            'verify', 'make_figure', 'figure']
 
-# %% ../nbs/50_figures.ipynb #f8b4e893
+# %% ../nbs/50_figures.ipynb #2c94e340
 import argparse
 import io
 import json
@@ -33,7 +33,7 @@ from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
 from .cli import COMMANDS, compose_sweep
-from .experiment import evaluation_loader, load_data, load_network, load_texts, network_options
+from .experiment import evaluation_loader, load_data, load_network, load_texts, network_options, pick_device
 from .fidelity import predictions
 from .landscape import Plane, grid_axes, loss_surface, plot_surface
 from .losses import reduce_ensemble_logits
@@ -196,7 +196,7 @@ def result_row(path:str|Path)->dict: # a run's folder
         row.update({k: cka[k] for k in cka.index if k.startswith('cka_')})
     return _percent({k: np.nan if v is None else v for k, v in row.items()})
 
-# %% ../nbs/50_figures.ipynb #00bd2fb7
+# %% ../nbs/50_figures.ipynb #2954dbf4
 def done_runs(data_dir:str|Path)->dict: # identity: folder; of several the newest
     "Folders of all runs below `data_dir` that are done."
     states = [(json.loads(f.read_text()), f.parent) for f in Path(data_dir).rglob('state.json')]
@@ -209,7 +209,8 @@ def sweep_jobs(name:str, # a key of `FIGURES`
     "All runs of a figure."
     if name not in FIGURES: raise ValueError(f"name={name!r}: expected one of {', '.join(FIGURES)}")
     if scale not in ('smoke', 'small', 'paper'): raise ValueError(f"scale={scale!r}: expected smoke, small or paper")
-    return [(preset, *job) for preset in FIGURES[name].sweeps for job in compose_sweep([f'+experiment={preset}', f'scale={scale}', *overrides], FIGURES[name].command)]
+    jobs = [(preset, *job) for preset in FIGURES[name].sweeps for job in compose_sweep([f'+experiment={preset}', f'scale={scale}', *overrides], FIGURES[name].command)]
+    return [(preset, overrides, {**cfg, 'device': str(pick_device(cfg['device']))}) for preset, overrides, cfg in jobs]      # as runs have it
 
 def collect(jobs:list, # of `sweep_jobs`
             data_dir:str|Path, # where runs are

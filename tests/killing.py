@@ -1,6 +1,6 @@
 """`python tests/killing.py image|text|gan folder n`: run once without disturbance in folder/whole, then n times in folder/0, folder/1, …, each killed (-9) at a
 random moment and started again. Processes are forked, so that torch is imported once. Prints what each run was doing when it was killed."""
-import json, os, random, signal, sys, time
+import os, random, signal, sys, time
 from pathlib import Path
 
 import torch

@@ -1,6 +1,5 @@
 "The paper's figures: presets, sweeps that are stopped, launchers, targets, claims."
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from gnosis_nb.cli import compose_sweep
 from gnosis_nb.settings import SETTINGS, TEXT_SETTINGS, check_combinations, check_settings

@@ -1,5 +1,4 @@
 "Students that start on the way to their teacher, and what every distilled run reports of its fidelity."
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

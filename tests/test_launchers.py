@@ -31,7 +31,7 @@ def test_a_failed_job_stops_no_other(tmp_path, launcher):
     assert sorted(runs.state) == ['done', 'failed'] and 'training diverged' in runs.set_index('state').error['failed']
 
 def test_an_unforeseen_failure_stops_no_other_either(tmp_path):
-    code = f"""
+    code = """
 import gnosis_nb.generation, gnosis_nb.experiment as e, sys
 finish = e.finish
 def stumble(run, *args):

@@ -363,7 +363,7 @@ def test_files_that_are_gone_are_crossed_off(store, tmp_path):
 
 
 def test_a_folder_has_one_sender(store, tmp_path):
-    with Mirror(tmp_path/'run', store), pytest.raises(StoreError, match='another process is sending'): Mirror(tmp_path/'run', store)
+    with Mirror(tmp_path/'run', store), pytest.raises(StoreError, match='another process is sending'): Mirror(tmp_path/'run', store, wait=0)
     Mirror(tmp_path/'run', store).close()
 
 

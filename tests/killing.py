@@ -1,5 +1,5 @@
 """`python tests/killing.py image|text|gan folder n`: run once without disturbance in folder/whole, then n times in folder/0, folder/1, …, each killed (-9) at a
-random moment and started again. Processes are forked, so that torch is imported once. Prints what each run was doing when it was killed."""
+random moment between two rows of its tables and started again. Processes are forked, so that torch is imported once. Prints what each run was doing when it was killed."""
 import os, random, signal, sys, time
 from pathlib import Path
 
@@ -35,15 +35,23 @@ def doing(folder):
     path = Path(runs.path[0])
     return runs.state[0] + ''.join(f', {o.stem}' for o in path.glob('.training_state*')) + f', {len(list(path.glob("*_metrics.csv")))} tables'
 
+def rows(folder):
+    "How far the run below a folder has come: lines in all its tables."
+    return sum(o.read_bytes().count(b'\n') for o in folder.rglob('*_metrics.csv'))
+
+def wait_for_rows(folder, n, pid):
+    while rows(folder) < n and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT): time.sleep(.002)
+
 if __name__ == '__main__':
     kind, folder, n = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     finish(start(kind, folder/'warm'))                                       # files are in the cache of the disk
     began = time.time()
     finish(start(kind, folder/'whole'))
-    spent, rng = time.time() - began, random.Random()
+    spent, total, rng = time.time() - began, rows(folder/'whole'), random.Random()
     for i in range(n):
         pid = start(kind, folder/str(i))
-        time.sleep(spent * (i + rng.random()) / n)
+        wait_for_rows(folder/str(i), total * i // n, pid)
+        time.sleep(spent / total * rng.random())
         os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
         print(doing(folder/str(i)), flush=True)
         finish(start(kind, folder/str(i)))

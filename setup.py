@@ -30,7 +30,7 @@ setup(
     package_data={"gnosis_nb": ["config/**/*.yaml", "config/*.yaml"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "torchtext", "joblib", "submitit", "ray")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "lab", "torchtext", "joblib", "submitit", "ray")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

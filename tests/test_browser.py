@@ -124,6 +124,27 @@ def test_policies_and_landscape(page):
     assert '(0.00, 0.00)' not in plane.inner_text()
     shot(plane, 'plane')
 
+def test_the_landscape_is_read_by_pointing(page):
+    plane = panel(page, 'landscape_viewer')
+    shown = plane.locator('img').first
+    shown.scroll_into_view_if_needed()
+    box = shown.bounding_box()
+    at = lambda x, y: (box['x'] + x*box['width'], box['y'] + y*box['height'])     # shares of the picture
+    point = lambda: re.search(r'grid \((-?[\d.]+), (-?[\d.]+)\): distillation ([\d.]+)', plane.inner_text())
+    page.mouse.move(*at(.2, .5))
+    says(page, plane, 'nearest point of the grid')
+    left, before = point().groups(), picture(plane)
+    page.mouse.move(*at(.3, .3))
+    page.wait_for_function('([o, left]) => !o.textContent.includes(left)', arg=[plane.element_handle(), f'({left[0]}, {left[1]})'])
+    right = point().groups()
+    assert float(right[0]) > float(left[0]) and float(right[1]) > float(left[1]) and right[2] != left[2]
+    assert picture(plane) == before
+    shot(plane, 'plane_hovered')
+    page.mouse.click(*at(.2, .5))
+    changed(page, plane, before)
+    says(page, plane, re.escape(f'({left[0]}, {left[1]})') + '[^:]')         # in the table, too
+    shot(plane, 'plane_clicked')
+
 def test_runs_are_filtered(page):
     runs = panel(page, 'run_browser')
     assert '4 of 4 runs' in runs.inner_text() and len(runs.locator('table tr').all()) == 5

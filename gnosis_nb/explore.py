@@ -9,8 +9,8 @@ __all__ = ['GROUPS', 'FIELDS', 'Sheet', 'point_on', 'as_html', 'Panel', 'can_sho
            'read_tables', 'read_curves', 'plot_curves', 'plot_runs', 'run_config', 'diff_configs', 'runs_table',
            'draw_runs', 'run_browser', 'read_surface', 'nearest_point', 'point_text', 'plot_plane', 'landscape_viewer',
            'group_options', 'setting', 'field', 'changed_settings', 'command_line', 'run_folder', 'run_state', 'latest',
-           'plot_progress', 'Launched', 'LiveRun', 'live_run', 'policy_batch', 'opinion_shift', 'plot_policies',
-           'augmentation_viewer']
+           'plot_progress', 'Launched', 'LiveRun', 'LiveRuns', 'live_run', 'policy_batch', 'opinion_shift',
+           'plot_policies', 'augmentation_viewer']
 
 # %% ../nbs/51_explore.ipynb #9d0ceef7
 import asyncio
@@ -40,6 +40,7 @@ from scipy.interpolate import RegularGridInterpolator
 
 from .cli import COMMANDS, compose
 from .data.blocks import DistillBlock, policy_blocks
+from .data.text import TEXT_SOURCES
 from .data.vision import ImageSets
 from .landscape import plot_surface
 from .losses import reduce_ensemble_logits
@@ -577,10 +578,12 @@ FIELDS = dict(image_classification=('trial_id', 'teacher.num_components', 'train
               text_classification=('trial_id', 'teacher.num_components', 'trainer.num_epochs', 'trainer.eval_period', 'trainer.optimizer.lr', 'distill_loader.temp', 'loss.alpha'),
               image_generation=('trial_id', 'trainer.num_gen_updates', 'trainer.eval_period', 'trainer.optimizer.lr'))
 
-def group_options(group:str): # a folder of gnosis_nb/config
-    "The names that `group=…` can have on the command line."
-    folder = files('gnosis_nb.config')/group
-    return sorted(o.name.removesuffix('.yaml') for o in folder.iterdir() if o.name.endswith('.yaml') and not o.name.startswith('_'))
+def group_options(group:str, # a folder of gnosis_nb/config
+                  config:str='image_classification'): # as of `compose`
+    "The names that `group=…` can have on the command line; data sets and classifiers of texts for texts only."
+    names = (o.name.removesuffix('.yaml') for o in (files('gnosis_nb.config')/group).iterdir() if o.name.endswith('.yaml') and not o.name.startswith('_'))
+    of_text = lambda name: name in TEXT_SOURCES or name.startswith('lstm')
+    return sorted(o for o in names if group not in ('dataset', 'classifier') or of_text(o) == (config == 'text_classification'))
 
 # %% ../nbs/51_explore.ipynb #d170514b
 def setting(cfg:dict, key:str): # nested settings, 'a.b'
@@ -677,7 +680,7 @@ class LiveRun(widgets.VBox):
     def __init__(self, overrides, config, fields, every):
         self.overrides, self.every, self.launched = list(overrides), every, Launched(config)
         self.cfg = self.settings = compose(overrides, config)                # without the fields, and with them
-        self.groups = {k: widgets.Dropdown(options=[('as given', None), *((o, o) for o in group_options(k))], description=k) for k in GROUPS[config] if not any(o.startswith(f'{k}=') for o in overrides)}
+        self.groups = {k: widgets.Dropdown(options=[('as given', None), *((o, o) for o in group_options(k, config))], description=k) for k in GROUPS[config] if not any(o.startswith(f'{k}=') for o in overrides)}
         self.fields = {k: field(k, setting(self.cfg, k)) for k in fields}
         self.buttons = {k: widgets.Button(description=k) for k in ('Start', 'Stop', 'Resume')}
         self.status, self.says, self.picture = widgets.HTML(), widgets.HTML(), widgets.Image(format='png', layout=dict(align_self='flex-start'))
@@ -745,18 +748,31 @@ def refresh(self:LiveRun):
     self.says.value = (as_html(latest(tables)) if tables else '') + _report(folder) + f'<pre>{html.escape(self.launched.said())}</pre>'
     self.picture.value = plot_progress(tables)._repr_png_()
 
+# %% ../nbs/51_explore.ipynb #da66ee95
+class LiveRuns(widgets.VBox):
+    "Forms of several commands, of which one is shown."
+    def __init__(self, forms:Mapping): # names of commands to a `LiveRun` each
+        self.forms, self.choice = dict(forms), widgets.ToggleButtons(options=[(k.replace('_', ' '), k) for k in forms], style=dict(button_width='12em'))
+        stack = widgets.Stack(list(forms.values()), selected_index=0)
+        widgets.link((self.choice, 'index'), (stack, 'selected_index'))
+        super().__init__([self.choice, stack])
+
 # %% ../nbs/51_explore.ipynb #fd2569fc
-def live_run(overrides:Sequence=(), # as on the command line; what is given here is in no field
-             config:str='image_classification', # as of `compose`
+def live_run(overrides:Sequence|Mapping=(), # as on the command line; what is given here is in no field. Of several commands, one of which is chosen in the form: names to theirs
+             config:str='image_classification', # as of `compose`, where `overrides` name no command
              fields:Sequence|None=None, # settings that the form has; default: some that matter
              every:float=1., # seconds from one look at the folder to the next
              static:bool|None=None): # as of `show`; the figure is that of the run that these settings have already
-    "Set, start, watch, stop and resume a run. Raises `ValueError` for an unknown `config`."
-    if config not in COMMANDS: raise ValueError(f"config={config!r}: expected one of {list(COMMANDS)}")
+    "Set, start, watch, stop and resume a run. Raises `ValueError` for an unknown command."
+    commands = dict(overrides) if isinstance(overrides, Mapping) else {config: overrides}
+    for o in commands:
+        if o not in COMMANDS: raise ValueError(f"config={o!r}: expected one of {list(COMMANDS)}")
     if (not can_show()) if static is None else static:
+        config, overrides = next(iter(commands.items()))
         folder = run_folder(compose(overrides, config))
         return plot_progress(read_tables(folder) if folder else {})
-    return LiveRun(overrides, config, FIELDS[config] if fields is None else fields, every)
+    forms = {k: LiveRun(o, k, FIELDS[k] if fields is None else fields, every) for k, o in commands.items()}
+    return LiveRuns(forms) if isinstance(overrides, Mapping) else forms[config]
 
 # %% ../nbs/51_explore.ipynb #ccaccde5
 def policy_batch(policy, # a key of `POLICIES`, or blocks for `DistillBlock`

@@ -182,3 +182,15 @@ def test_a_live_run_is_started_stopped_and_resumed(page):
     button('Stop').click()
     page.wait_for_function('o => !/process \\d+, running/.test(o.textContent)', arg=live.element_handle())
     assert 'interrupted' in live.inner_text()
+
+def test_a_live_run_of_texts(page):
+    live = panel(page, 'live_run')
+    live.get_by_role('button', name='text classification').click()
+    says(page, live, 'gnosis-text-classification dataset=sentences')
+    before = picture(live)
+    live.get_by_role('button', name='Start').click()
+    changed(page, live, before)
+    page.wait_for_function('o => [...o.querySelectorAll("table th")].some(th => th.textContent === "teacher_0")', arg=live.element_handle())
+    live.get_by_role('button', name='Stop').click()
+    page.wait_for_function('o => !/process \\d+, /.test(o.textContent)', arg=live.element_handle())
+    shot(live, 'live_texts')

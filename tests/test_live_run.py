@@ -34,6 +34,24 @@ def test_a_resumed_run_goes_on_in_its_folder(tmp_path):
     assert 'going on with' in live.launched.said(30) and run_folder(live.settings) == folder
     assert all(o == list(range(1, len(o) + 1)) for o in epochs(folder).values())
 
+def test_texts(tmp_path):
+    live = live_run(['dataset=sentences', 'scale=smoke', 'dataset.num_train=300', 'dataset.num_test=101', 'device=cpu', f'data_dir={tmp_path}'], 'text_classification', static=False)
+    live.fields['trainer.num_epochs'].value, live.fields['teacher.num_components'].value = 3, 2
+    blank = live.picture.value
+    live.buttons['Start'].click()
+    assert live.launched.process.wait(90) == 0, live.launched.said(30)
+    live.refresh()
+    folder = run_folder(live.settings)
+    assert run_state(folder) == 'done' and epochs(folder) == {'student': [1, 2, 3], 'teacher_0': [1, 2, 3], 'teacher_1': [1, 2, 3]}
+    assert live.picture.value != blank and live.says.value.count('<tr>') == 3 + 1 + 4     # networks; the names' row and the report's
+    assert [live.buttons[k].disabled for k in ('Start', 'Stop', 'Resume')] == [False, True, True]
+
+def test_a_network_for_images_is_not_offered_for_texts(tmp_path):
+    live = live_run([f'data_dir={tmp_path}'], 'text_classification', static=False)
+    assert [o for _, o in live.groups['dataset'].options] == [None, 'imdb', 'sentences']
+    live.groups['dataset'].value = 'sentences'
+    assert live.fields['trainer.num_epochs'].value == 6 and live.settings['classifier']['lstm_cell_size'] == 32
+
 def test_what_the_command_refuses_is_shown(tmp_path):
     live = live_run([*SMALL, f'data_dir={tmp_path}'], static=False)
     live.fields['trainer.optimizer.lr'].value = -1.

@@ -213,10 +213,11 @@ class PrintProgress(Callback):
         table:Callback|None=None, # with `rows`, the newest of which is shown, and their `shown` columns
         out=None, # a text stream; default: standard error
         log_period:float=5., # seconds between lines when `out` is no terminal
-        unit:str='images'): # what is counted
-        self.title, self.table, self.log_period, self.unit = title, table, log_period, unit
+        unit:str='images', # what is counted
+        say=None): # called with each line, in place of `out`
+        self.title, self.table, self.log_period, self.unit, self.say = title, table, log_period, unit, say
         self.out = out or sys.stderr
-        self.tty = self.out.isatty()
+        self.tty = say is None and self.out.isatty()
 
     def before_fit(self): self.start, self.seen, self.last, self.busy, self.first = time.time(), 0, 0., 0., None
     def before_train(self):
@@ -239,5 +240,6 @@ class PrintProgress(Callback):
         shown = {k: v for o in (self.table.rows[-20:] if self.table else []) for k, v in o.items()}
         stats = ''.join(f' {name} {shown[k]:.3f}' for k, name in (self.table.shown if self.table else {}).items() if k in shown)
         line = f"{self.title} epoch {math.ceil(done)}/{self.n_epoch}{stats} | {self.seen / busy:.0f} {self.unit}/s, {left:.0f} s left"
+        if self.say: self.say(line); return
         self.out.write(f'\r\033[K{line}' if self.tty else line + '\n')
         self.out.flush()

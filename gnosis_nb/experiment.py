@@ -255,12 +255,12 @@ def _recipe(how, cfg):
                 eta_min=how['eta_min'], **{k: cfg['trainer'][k] for k in ('precision', 'channels_last', 'compile') if k in cfg['trainer']})
 
 def _fit(cfg, run, name, learn, n_epoch, table, seed, unit, rows=None):
-    "Fit `name`, with progress as text, from the state that the run has kept of it. The global generators, from which dropout draws, are seeded, whatever was trained before."
+    "Fit `name`, with progress as text (to standard error, unless the run's sentences are not printed), from the state that the run has kept of it. The global generators, from which dropout draws, are seeded, whatever was trained before."
     state = run.load_state(name)
     keep = KeepState(partial(run.keep_state, name), seconds=60 * cfg['trainer']['state_minutes'], state=state)
     run.tables[rows or f'{name}_train_metrics'] = list(state[1]['holders'][type(table).__name__]['rows']) if state else []
     learn.remove_cbs([ProgressCallback, Recorder])                          # the recorder fetches the loss in every batch
-    learn.add_cbs([PrintProgress(name.replace('_', ' '), table, unit=unit), keep])
+    learn.add_cbs([PrintProgress(name.replace('_', ' '), table, unit=unit, say=None if run.say is print else run.say), keep])
     set_seed(seed)
     try:
         with learn.no_logging(): learn.fit(n_epoch, start_epoch=keep.start_epoch)
@@ -619,7 +619,7 @@ def _distil(cfg, run, ready, parts, sets, device):
 
 # %% ../nbs/42_experiment.ipynb #a3b3999a
 def image_classification(cfg:dict, # settings, as composed from `gnosis_nb/config/image_classification.yaml`
-                         say=print, # where sentences for the user go
+                         say=print, # where sentences for the user go; other than print: lines of progress, too
                         )->Run:
     "Train or load teachers, distil a student, measure it. Raises `ConfigError`, `DataNotFound`; a failed run is recorded as failed."
     check_settings(cfg); check_combinations(cfg)
@@ -630,7 +630,7 @@ def image_classification(cfg:dict, # settings, as composed from `gnosis_nb/confi
 
 # %% ../nbs/42_experiment.ipynb #716ec2a3
 def text_classification(cfg:dict, # settings, as composed from `gnosis_nb/config/text_classification.yaml`
-                        say=print, # where sentences for the user go
+                        say=print, # as of `image_classification`
                        )->Run:
     "The same with texts. The run's folder has their words, too, in `words.txt`, one a line."
     check_settings(cfg, TEXT_SETTINGS); check_combinations(cfg)

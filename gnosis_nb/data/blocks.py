@@ -273,6 +273,7 @@ def SplitBlock(ratio:float=.5, # share of part 0
 def policy_blocks(policy:str, # a key of `POLICIES`
                   synth=None, # a generator of images, for `gan`
                   ood:ImageData|ImageFiles|None=None, # images of another domain, for `ood`
+                  padding:int|None=None, # of the crop, in pixels; None: an eighth of the images' side, the usual 4 at 32
                  )->list: # blocks for `DistillBlock`
     "A policy of the paper, on top of the baseline. `ValueError` for an unknown one, or where `synth` or `ood` is missing."
     if policy not in POLICIES: raise ValueError(f"policy={policy!r}: expected one of {', '.join(POLICIES)}")
@@ -280,7 +281,7 @@ def policy_blocks(policy:str, # a key of `POLICIES`
     if policy == 'ood' and ood is None: raise ValueError("policy='ood' needs images of another domain, `ood`")
     p = POLICIES[policy]
     names = ['crop', 'horizontal_flip', *p.get('transforms_list', [])]
-    blocks = [AugmentBlock(*names, **{k: v for k, v in POLICY_OPTIONS.items() if k in names})]
+    blocks = [AugmentBlock(*names, crop=dict(padding=padding), **{k: v for k, v in POLICY_OPTIONS.items() if k in names})]
     if 'mixup_alpha' in p: blocks.append(MixUpBlock(p['mixup_alpha']))
     if 'synth_ratio' in p: blocks.append(SyntheticBlock(synth, p['synth_ratio']))
     if 'noise' in p: blocks.append(NoiseBlock(p['noise']))
@@ -307,7 +308,13 @@ class DistillBlock(DataBlock):
         blocks = [b for o in blocks for b in (o if isinstance(o, list) else [o])]
         super().__init__(blocks, dl_type=DistillLoader)
         self.temp, self.normalization, self.spec = temp, normalization, _merge(blocks)
-        self.augment = augmentation(self.spec['transforms_list'], self.spec['options'])
+        self.augment(32)                                                    # what is wrong with it shows now
+
+    def augment(self, side:int): # pixels, of the images
+        "The augmentation of images of this size; a crop whose padding is None is padded by an eighth of it."
+        options = self.spec['options']
+        if options.get('crop', {}).get('padding', 4) is None: options = {**options, 'crop': {**options['crop'], 'padding': side//8}}
+        return augmentation(self.spec['transforms_list'], options)
 
 # %% ../../nbs/22_data.blocks.ipynb #69732627
 @patch
@@ -323,7 +330,8 @@ def loader(self:DistillBlock, sets:ImageSets, bs=128, seed=0, device=None, drop_
         temps.append(o['temp'] or temps[0])
     if s.get('synth_ratio'): temps.append(s.get('synth_temp') or temps[0])
     seeds = np.random.SeedSequence(seed).generate_state(len(data) + 1).tolist()
-    parts = [ImageLoader(o, shuffle=True, augment=self.augment, norm=norm, seed=k, device=device, num_workers=num_workers) for o, k in zip(data, seeds)]
+    augment = self.augment(min(sets.train.shape[1:]))
+    parts = [ImageLoader(o, shuffle=True, augment=augment, norm=norm, seed=k, device=device, num_workers=num_workers) for o, k in zip(data, seeds)]
     own = {k: s[k] for k in ('mixup_alpha', 'mixup_portion', 'synth_ratio', 'synth', 'noise') if k in s}
     return DistillLoader(parts, bs, temps, drop_last=drop_last, seed=seeds[-1], **own)
 

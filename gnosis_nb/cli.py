@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -40,19 +41,24 @@ OmegaConf.register_new_resolver('by_scale', _by_scale, replace=True)
 
 def _plain(cfg:DictConfig): return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
+@contextmanager
+def _composing(config):
+    try:
+        with hydra.initialize_config_module('gnosis_nb.config', version_base='1.3'): yield
+    except (HydraException, OmegaConfBaseException) as e: raise ConfigError(_one_line(e, COMMANDS[config][1])) from e
+
 def compose(overrides:list=(), # as on the command line: ['dataset=digits', 'trainer.num_epochs=5']
             config:str='image_classification', # a file of gnosis_nb/config
            )->dict: # nested settings, for `gnosis_nb.experiment`
-    "Settings with these overrides, as a plain nested dict."
-    with hydra.initialize_config_module('gnosis_nb.config', version_base='1.3'):
-        return _plain(hydra.compose(config, list(overrides)))
+    "Settings with these overrides, as a plain nested dict; `ConfigError` where there are no such settings."
+    with _composing(config): return _plain(hydra.compose(config, list(overrides)))
 
 # %% ../nbs/43_cli.ipynb #19a8fd45
 def compose_sweep(overrides:list=(), # as after -m on the command line: ['+experiment=fig03', 'trial_id=0,1']
                   config:str='image_classification', # a file of gnosis_nb/config
                  )->list: # a pair for each job: its overrides, and its settings
-    "What a multirun would run, without running it."
-    with hydra.initialize_config_module('gnosis_nb.config', version_base='1.3'):
+    "What a multirun would run, without running it; `ConfigError` where there are no such settings."
+    with _composing(config):
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
         swept = OmegaConf.to_container(hydra.compose(config, fixed, return_hydra_config=True).hydra.sweeper.params or OmegaConf.create(), resolve=True)

@@ -97,12 +97,16 @@ class _Objective:
 
 # %% ../nbs/31_distill.ipynb #7186763a
 class CosineEpochs(Callback):
-    "Cosine learning rate, set once at the beginning of each epoch (closed form of torch's `CosineAnnealingLR`)."
-    def __init__(self, eta_min:float=0.): self.eta_min = eta_min            # learning rate it falls to
+    "Cosine learning rate, set once at the beginning of each epoch (closed form of torch's `CosineAnnealingLR`), after a linear warm-up."
+    def __init__(self,
+        eta_min:float=0., # learning rate it falls to
+        warmup:int=0, # epochs before the full learning rate
+    ): self.eta_min, self.warmup = eta_min, warmup
     def before_fit(self): self.lrs = [o['lr'] for o in self.opt.hypers] if self.opt else None    # of every parameter group
-    def before_train(self):
-        cos = (1 + math.cos(math.pi * self.epoch / self.n_epoch)) / 2
-        self.opt.set_hyper('lr', [self.eta_min + (lr - self.eta_min) * cos for lr in self.lrs])
+    def _now(self, full):
+        if self.epoch < self.warmup: return full * (self.epoch + 1) / (self.warmup + 1)
+        return self.eta_min + (full - self.eta_min) * (1 + math.cos(math.pi * (self.epoch - self.warmup) / (self.n_epoch - self.warmup))) / 2
+    def before_train(self): self.opt.set_hyper('lr', [self._now(o) for o in self.lrs])
 
 # %% ../nbs/31_distill.ipynb #a7cbd3ab
 class AnnealLoss(Callback):

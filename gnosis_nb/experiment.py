@@ -252,7 +252,7 @@ def find_teachers(cfg:dict, # settings
 # %% ../nbs/42_experiment.ipynb #54441ce5
 def _recipe(how, cfg):
     return dict(lr=how['lr'], momentum=how['momentum'], wd=how['weight_decay'], nesterov=how['nesterov'], opt=how['optimizer'],
-                eta_min=how['eta_min'], **{k: cfg['trainer'][k] for k in ('precision', 'channels_last', 'compile') if k in cfg['trainer']})
+                eta_min=how['eta_min'], warmup=how['warmup'], **{k: cfg['trainer'][k] for k in ('precision', 'channels_last', 'compile') if k in cfg['trainer']})
 
 def _fit(cfg, run, name, learn, n_epoch, table, seed, unit, rows=None):
     "Fit `name`, with progress as text (to standard error, unless the run's sentences are not printed), from the state that the run has kept of it. The global generators, from which dropout draws, are seeded, whatever was trained before."
@@ -532,7 +532,7 @@ def plot_run(report:pd.DataFrame, # of `fidelity_report`
     a, names, y = axs[0, 0], list(report.index)[::-1], np.arange(len(report))
     a.barh(y + .2, report.accuracy[::-1], .38, label='accuracy'); a.barh(y - .2, report.agreement[::-1], .38, label='agreement with the teacher')
     low = min(report.accuracy.min(), report.agreement.min())
-    a.set(yticks=y, yticklabels=names, xlabel=f'share of evaluation {unit}', xlim=(max(0, low - (1 - low) / 2), 1))
+    a.set(yticks=y, yticklabels=names, xlabel=f'share of evaluation {unit}', xlim=(max(0, low - max(1 - low, .02) / 2), 1))
     a.legend(fontsize=8, ncol=2, loc='lower center', bbox_to_anchor=(.5, 1.), frameon=False)
     if rows: _plot_epochs(pd.DataFrame(rows), axs[0, 1], unit)
     fig.tight_layout()

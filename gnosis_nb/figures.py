@@ -84,10 +84,10 @@ table2 | teacher_accuracy | IMDB | 1 3 5 | 79.361±.132 81.807±.129 82.216±.20
 table2 | accuracy | IMDB | 1 3 5 | 80.353±.198 81.129±.057 81.167±.196
 table2 | agreement | IMDB | 1 3 5 | 86.488±.521 89.832±.349 90.793±.180
 table2 | kl | IMDB | 1 3 5 | .124±.012 .064±.003 .052±.001
-table2 | teacher_accuracy | ImageNet | 1 3 5 | 74.8 76.4 76.7
-table2 | accuracy | ImageNet | 1 3 5 | 75.3 75.5 75.6
-table2 | agreement | ImageNet | 1 3 5 | 85.5 87.8 88.4
-table2 | kl | ImageNet | 1 3 5 | .217 .157 .142
+table2_imagenet | teacher_accuracy | ImageNet | 1 3 5 | 74.8 76.4 76.7
+table2_imagenet | accuracy | ImageNet | 1 3 5 | 75.3 75.5 75.6
+table2_imagenet | agreement | ImageNet | 1 3 5 | 85.5 87.8 88.4
+table2_imagenet | kl | ImageNet | 1 3 5 | .217 .157 .142
 '''
 
 # %% ../nbs/50_figures.ipynb #37d6ba01
@@ -124,9 +124,11 @@ class Figure:
     "A figure or table of the paper."
     title:str
     panels:list
-    sweeps:list           # presets of the experiment; `command` runs them
-    command:str='image_classification'
+    sweeps:list           # presets of the experiment
     columns:int=2         # panels in a row
+
+_COMMANDS = dict(fig07='image_generation', table2='text_classification')      # of presets
+def _command(preset): return _COMMANDS.get(preset, 'image_classification')
 
 # %% ../nbs/50_figures.ipynb #23cf93e0
 LABELS = dict(accuracy='accuracy (%)', nll='NLL (nats)', ece='ECE (%)', agreement='agreement (%)', kl='KL to the student (nats)',
@@ -151,7 +153,7 @@ FIGURES = dict(
     fig04=Figure('Distilling on new data or on old', [*_all('m', 'splits', _FOUR, tau=4.), *_all('tau', 'splits', _FOUR, m=3)], ['fig04', 'fig04_bottom'], columns=4),
     fig05=Figure('Agreement on the distillation data', [Panel('train_agreement', x, 'm', {'sweep': s}) for x, s in (('synth', 'fig05'), ('splits', 'fig04'), ('policy', ['fig11', 'fig03']))], ['fig05', 'fig04', 'fig11', 'fig03'], columns=3),
     fig06=Figure('Is it the optimiser?', [Panel('train_agreement', 'epochs', 'optimizer', {'sweep': 'fig06'}), Panel('train_agreement', 'lam', '', {'sweep': 'fig06b'})], ['fig06', 'fig06b']),
-    fig07=Figure('Samples of the generator', [], []),
+    fig07=Figure('Samples of the generator', [], ['fig07']),
     fig08=Figure('What teachers say', [], ['fig08']),
     fig09=Figure('Temperature and number of teachers, half of the data', _all('tau', 'm', ('accuracy', 'agreement')), ['fig09']),
     fig10=Figure('How many teachers', _all('m', 'tau', ('accuracy', 'agreement')), ['fig10']),
@@ -160,7 +162,8 @@ FIGURES = dict(
     fig13=Figure('Which images to distil on, VGG', _all('policy', metrics=('accuracy', 'nll', 'agreement')), ['fig13'], columns=3),
     fig14=Figure('Labels beside the teacher', _all('alpha', 'm', ('accuracy', 'agreement')), ['fig14']),
     table1=Figure('Where the student starts', _all('init', metrics=('agreement', 'kl', 'cka_0', 'cka_1', 'cka_2')), ['table1'], columns=3),
-    table2=Figure('Texts', _all('m', 'data', ('accuracy', 'agreement', 'kl')), ['table2'], 'text_classification', columns=3))
+    table2=Figure('Texts', _all('m', 'data', ('accuracy', 'agreement', 'kl')), ['table2'], columns=3),
+    table2_imagenet=Figure('Photographs', _all('m', 'data', ('accuracy', 'agreement', 'kl')), ['table2_imagenet'], columns=3))
 
 # %% ../nbs/50_figures.ipynb #b455088f
 POLICY_NAMES = dict(baseline='Baseline', rotation='Rotation', vertical_flip='Vertical flip', color_jitter='Colour jitter', comb_aug='CombAug', mixup='MixUp', gan='GAN', ood='OOD', noise='Noise')
@@ -178,7 +181,7 @@ def settings_row(cfg:dict)->dict: # settings of a run
     return dict(trial=cfg['trial_id'], m=cfg['teacher']['num_components'], tau=tau, alpha=cfg['loss']['alpha'], policy=policy + (' τ=4' if policy and tau == 4 else ''), synth=load.get('synth_ratio', 0.),
         splits=' ∪ '.join(f'D{i}' for i in sorted(load['splits'])), shown=_shown(cfg), epochs=cfg['trainer']['num_epochs'], optimizer=cfg['trainer']['optimizer']['name'],
         lam=1 - init['loc_param'] if init['type'] == 'final' else np.nan, init="teacher's initial weights" if init['type'] == 'init' else 'random',
-        pair=f"{teacher.get('depth', '')} / {student.get('depth', '')}", network=student['name'], data={'imdb': 'IMDB'}.get(cfg['dataset']['name'], cfg['dataset']['name']))
+        pair=f"{teacher.get('depth', '')} / {student.get('depth', '')}", network=student['name'], data={'imdb': 'IMDB', 'imagenet': 'ImageNet'}.get(cfg['dataset']['name'], cfg['dataset']['name']))
 
 # %% ../nbs/50_figures.ipynb #2e6cdcaa
 def _percent(row): return {k: 100*v if k in SHARES else v for k, v in row.items()}
@@ -209,7 +212,7 @@ def sweep_jobs(name:str, # a key of `FIGURES`
     "All runs of a figure."
     if name not in FIGURES: raise ValueError(f"name={name!r}: expected one of {', '.join(FIGURES)}")
     if scale not in ('smoke', 'small', 'paper'): raise ValueError(f"scale={scale!r}: expected smoke, small or paper")
-    jobs = [(preset, *job) for preset in FIGURES[name].sweeps for job in compose_sweep([f'+experiment={preset}', f'scale={scale}', *overrides], FIGURES[name].command)]
+    jobs = [(preset, *job) for preset in FIGURES[name].sweeps for job in compose_sweep([f'+experiment={preset}', f'scale={scale}', *overrides], _command(preset))]
     return [(preset, overrides, {**cfg, 'device': str(pick_device(cfg['device']))}) for preset, overrides, cfg in jobs]      # as runs have it
 
 def collect(jobs:list, # of `sweep_jobs`
@@ -271,22 +274,27 @@ def train(name:str, # a key of `FIGURES`
           here:bool=False, # in this process, one run after the other, for notebooks; else by multiruns
           say=print, # where sentences for the user go
          )->list: # all jobs of the figure
-    "Do the runs of a figure that are not done yet; `ConfigError` if some of them fail."
-    figure, overrides = FIGURES[name], [*overrides, f'data_dir={data_dir}']
+    "Do the runs of a figure that are not done yet, and first those of the generator if it needs one; `ConfigError` if some of them fail."
+    overrides = [*overrides, f'data_dir={data_dir}']
     jobs = sweep_jobs(name, scale, overrides)
-    for preset in figure.sweeps:
-        done = done_runs(data_dir)
-        mine = [o for o in jobs if o[0] == preset]
-        if all(run_identity(cfg) in done for *_, cfg in mine): continue
-        teachers = teacher_jobs(mine) if mine[0][2]['trainer']['distill_teacher'] else []
-        if here:
-            for o in teachers: _here(figure.command, compose_sweep(o, figure.command)[0][1])
-            for *_, cfg in mine:
-                if run_identity(cfg) not in done: _here(figure.command, cfg)
-        else:
-            for o in teachers: _multirun(figure.command, [*o, *(h for h in overrides if h.startswith('hydra') and h not in o)], say)
-            _multirun(figure.command, [f'+experiment={preset}', f'scale={scale}', *overrides], say)
+    if any(_wants_generator(cfg) for *_, cfg in jobs): train('fig07', scale, [o for o in overrides if _key(o).startswith(_OF_ALL)], data_dir, here, say)
+    for preset in FIGURES[name].sweeps: _sweep(preset, scale, [o for o in jobs if o[0] == preset], overrides, data_dir, here, say)
     return jobs
+
+_OF_ALL = ('device', 'hydra', 'dataset.root_dir', 'dataset.download')          # overrides that concern the generator, too
+
+def _wants_generator(cfg): return cfg.get('distill_loader', {}).get('synth_ratio') and not (cfg['density_model']['ckpt_dir'] or cfg['density_model']['ckpt_path'])
+
+def _sweep(preset, scale, jobs, overrides, data_dir, here, say):
+    done, command = done_runs(data_dir), _command(preset)
+    todo = [cfg for *_, cfg in jobs if run_identity(cfg) not in done]
+    if not todo: return
+    teachers = teacher_jobs(jobs) if jobs[0][2]['trainer'].get('distill_teacher') else []
+    if here:
+        for cfg in [*(compose_sweep(o, command)[0][1] for o in teachers), *todo]: _here(command, cfg)
+    else:
+        for o in teachers: _multirun(command, [*o, *(h for h in overrides if h.startswith('hydra') and h not in o)], say)
+        _multirun(command, [f'+experiment={preset}', f'scale={scale}', *overrides], say)
 
 # %% ../nbs/50_figures.ipynb #6f015ae7
 @torch.no_grad()
@@ -625,9 +633,10 @@ CLAIMS = [
     Claim('fig14', 'nor, with several teachers, the accuracy', lambda t: _of(t[t.m > 1], 'accuracy', alpha=0.) - _of(t[t.m > 1], 'accuracy', alpha=t.alpha.max())),
     Claim('table1', "Started at the teacher's initial weights, a student agrees no more, within a point", _more('agreement', dict(init="teacher's initial weights"), dict(init='random')), margin=1.),
     Claim('table1', 'though its features are more like the teacher', lambda t: sum(_of(t, f'cka_{i}', init="teacher's initial weights") - _of(t, f'cka_{i}', init='random') for i in range(3))/3, 'CKA'),
-    Claim('table2', 'With one teacher the student is more accurate than it', lambda t: _of(t, 'accuracy', m=1) - _of(t, 'teacher_accuracy', m=1)),
-    Claim('table2', 'With several it is less accurate', lambda t: _of(t, 'teacher_accuracy', m=t.m.max()) - _of(t, 'accuracy', m=t.m.max())),
-    Claim('table2', 'Agreement rises with the number of teachers', _ends('agreement', 'm'))]
+    *(Claim(o, *claim) for o in ('table2', 'table2_imagenet') for claim in (
+        ('With one teacher the student is more accurate than it', lambda t: _of(t, 'accuracy', m=1) - _of(t, 'teacher_accuracy', m=1)),
+        ('With several it is less accurate', lambda t: _of(t, 'teacher_accuracy', m=t.m.max()) - _of(t, 'accuracy', m=t.m.max())),
+        ('Agreement rises with the number of teachers', _ends('agreement', 'm'))))]
 
 def _late(t, metric):
     late = t[t.m >= min(4, sorted(t.m.unique())[-2] if t.m.nunique() > 1 else 1)]
@@ -726,7 +735,7 @@ def _bars(ax, s):
     ax.set_xticks(range(len(classes)), classes, rotation=90)
 
 # %% ../nbs/50_figures.ipynb #ba1706fb
-def draw_samples(data_dir:str|Path, # where generators are
+def draw_samples(data_dir:str|Path, # where generators are, a run's folder for instance
                  n:int=64, # samples
                  seed:int=0): # of the noise
     "Samples of the generator with the most updates; returns the figure and the generator's path, or None and None if there is no generator."
@@ -776,7 +785,7 @@ def _forward_flops(spec): # JSON of `build_classifier`'s arguments
     with FlopCounterMode(display=False) as counter, torch.no_grad(): net.eval()(torch.zeros(1, spec['in_channels'], spec['input_size'], spec['input_size']))
     return counter.get_total_flops()
 
-_SETS = dict(cifar100=(50_000, 3, 32, 100), mnist=(200, 1, 28, 10))
+_SETS = dict(cifar100=(50_000, 3, 32, 100), mnist=(200, 1, 28, 10), imagenet=(1_281_167, 3, 224, 1000))
 
 def _cost_of(cfg, teachers):
     n, c, size, classes = _SETS[cfg['dataset']['name']]
@@ -793,7 +802,7 @@ def cost_table(throughput:float=20_000, # training images/s of a ResNet-20 witho
               )->pd.DataFrame: # a row a figure: runs, epochs, millions of images, GPU hours; runs of two figures are counted in each
     "What the figures cost at the paper's scale."
     unit, rows = 3*_forward_flops(json.dumps(dict(name='preresnet', depth=20, num_classes=100, in_channels=3, input_size=32))), {}
-    for name in names or [k for k, f in FIGURES.items() if f.sweeps and f.command == 'image_classification']:
+    for name in names or [k for k, f in FIGURES.items() if f.sweeps and _command(f.sweeps[0]) == 'image_classification']:
         jobs = list({run_identity(o[2]): o for o in sweep_jobs(name, 'paper')}.values())
         costs = [_cost_of(cfg, not cfg['trainer']['distill_teacher']) for *_, cfg in jobs]
         if jobs[0][2]['trainer']['distill_teacher']: costs += [_cost_of(compose_sweep(o)[0][1], True) for o in teacher_jobs(jobs)]
@@ -822,7 +831,7 @@ def verify(name:str, # a key of `FIGURES`
     same = lambda t: np.logical_and.reduce([t[k].astype(str) == str(kept[k]) for k in vary if k != 'trial'])
     cfg = next(cfg for *_, cfg in jobs if all(str(settings_row(cfg)[k]) == str(kept[k]) for k in vary))
     say(f"{name}, row {row}: " + ', '.join(f'{k}={kept[k]}' for k in vary))
-    new, trials, ok = result_row(_here(FIGURES[name].command, cfg).path), r.rows[same(r.rows)], []
+    new, trials, ok = result_row(_here(_command(kept.sweep.split()[0]), cfg).path), r.rows[same(r.rows)], []
     for k in metrics:
         n, (mean, *_), s = len(trials), interval(trials[k]), trials[k].std()
         half = stats.t.ppf(.975, n - 1)*s*np.sqrt(1 + 1/n) if n > 1 else np.nan
@@ -842,8 +851,7 @@ def make_figure(name:str, # a key of `FIGURES`
     jobs = train(name, scale, overrides, data_dir, say=say)
     stem = Path(folder)/f'{name}_{scale}'
     if name == 'fig07':
-        fig, path = draw_samples(data_dir)
-        if fig is None: raise ConfigError(f"data_dir={data_dir}: there is no generator_<updates> checkpoint; gnosis-image-generation trains one")
+        fig, path = draw_samples(done_runs(data_dir)[run_identity(jobs[0][2])])
         save_figure(fig, stem); say(f"{stem}.png, {stem}.pdf: samples of {path}")
         return None
     r = results(name, scale, jobs, data_dir, overrides)

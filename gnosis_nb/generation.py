@@ -34,7 +34,7 @@ from .storage import CheckpointError, checkpoint_info, find_checkpoints
 GENERATION_SETTINGS = {
     **{k: v for k, v in SETTINGS.items() if k in ('trial_id', 'seed', 'device', 'data_dir', 'exp_name', 'job_name', 's3_endpoint_url', 's3_region', 'augmentation.random_apply.p', 'dataloader.batch_size', 'dataloader.num_workers', 'trainer.precision', 'trainer.channels_last', 'trainer.num_epochs')
        or k.startswith(('dataset.', 'logger.', 'classifier.', 'density_model.'))},
-    'resume': _flag(), 'force': _flag(), 'trainer.state_minutes': _not_negative(), 'density_model.loss': OPTIONS['density_model.loss'], 'augmentation.transforms_list': _kind(list, none=True), 'augmentation.normalization': _one_of('unitcube'),
+    'scale': SETTINGS['scale'], 'resume': _flag(), 'force': _flag(), 'trainer.state_minutes': _not_negative(), 'density_model.loss': OPTIONS['density_model.loss'], 'augmentation.transforms_list': _kind(list, none=True), 'augmentation.normalization': _one_of('unitcube'),
     **{f'trainer.{k}': _count() for k in ('num_gen_updates', 'gen_update_period', 'disc_update_period', 'eval_period', 'checkpoint_period')},
     'trainer.num_eval_samples': _kind(int, lambda v: v >= 2, ' >= 2'),
     'trainer.optimizer.name': _text(), 'trainer.optimizer.lr': _positive(), 'trainer.optimizer.betas': _kind(list, none=True, ok=lambda v: len(v) == 2 and all(isinstance(o, (int, float)) and 0 <= o < 1 for o in v), text=' of two numbers in [0, 1)'),

@@ -36,9 +36,9 @@ def optimizer(name:str='SGD', # a class of torch.optim
     return partial(OptimWrapper, opt=cls, **{k: v for k, v in hypers.items() if k in known})
 
 # %% ../nbs/32_learner.ipynb #2c2c36fc
-def _learner(dls, model, loss_func, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, channels_last, compile, metrics, cbs, **kwargs):
+def _learner(dls, model, loss_func, lr, momentum, wd, nesterov, opt, eta_min, warmup, freeze_bn, precision, channels_last, compile, metrics, cbs, **kwargs):
     "A Learner with the paper's optimiser and schedule, whatever the loss."
-    cbs = [CosineEpochs(eta_min), *([FreezeBatchNorm()] if freeze_bn else []), StepEngine(precision, channels_last, compile), *L(cbs)]
+    cbs = [CosineEpochs(eta_min, warmup), *([FreezeBatchNorm()] if freeze_bn else []), StepEngine(precision, channels_last, compile), *L(cbs)]
     model = model.to(dls.device)
     opt_func = optimizer(opt, momentum=momentum, nesterov=nesterov, weight_decay=wd)
     return Learner(dls, model, loss_func, opt_func=opt_func, lr=lr, wd_bn_bias=True, metrics=metrics, cbs=cbs, **kwargs)
@@ -52,6 +52,7 @@ def teacher_learner(dls, # DataLoaders of (x, y)
     nesterov:bool=False, # Nesterov's momentum
     opt:str='SGD', # a class of torch.optim
     eta_min:float=0., # learning rate that the cosine falls to
+    warmup:int=0, # epochs before the full learning rate
     freeze_bn:bool=False, # keep BatchNorm statistics
     precision:str='auto', # of the networks' arithmetic, 'fp32' or 'bf16'; see `StepEngine` for this and the next two
     channels_last:str|bool='auto', # memory format
@@ -62,7 +63,7 @@ def teacher_learner(dls, # DataLoaders of (x, y)
     "A Learner that trains `model` on labels with cross-entropy; the defaults are those of the paper's teachers."
     if hasattr(dls.train, 'temps'): raise ValueError(f"dls.train={type(dls.train).__name__}: makes batches for a student, with a temperature; teachers take those of image_dls")
     metrics = [Accuracy(), NLL(), ECE()] if metrics is None else metrics
-    return _learner(dls, model, F.cross_entropy, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, channels_last, compile, metrics, cbs, **kwargs)
+    return _learner(dls, model, F.cross_entropy, lr, momentum, wd, nesterov, opt, eta_min, warmup, freeze_bn, precision, channels_last, compile, metrics, cbs, **kwargs)
 
 # %% ../nbs/32_learner.ipynb #ef66be5c
 def student_learner(dls, # DataLoaders of (x, y) or, for training, (x, y, temp)
@@ -78,6 +79,7 @@ def student_learner(dls, # DataLoaders of (x, y) or, for training, (x, y, temp)
     nesterov:bool=True, # Nesterov's momentum
     opt:str='SGD', # a class of torch.optim
     eta_min:float=1e-6, # learning rate that the cosine falls to
+    warmup:int=0, # epochs before the full learning rate
     freeze_bn:bool=False, # keep BatchNorm statistics
     precision:str='auto', # of the networks' arithmetic, 'fp32' or 'bf16'; see `StepEngine` for this and the next two
     channels_last:str|bool='auto', # memory format
@@ -89,5 +91,5 @@ def student_learner(dls, # DataLoaders of (x, y) or, for training, (x, y, temp)
     loss = ForwardCrossEntropy() if loss is None else loss
     distillation = L(Distillation(teacher.to(dls.device), loss, alpha, temp, cache), *([AnnealLoss(loss)] if hasattr(loss, 'step') else []))
     metrics = [Accuracy(), NLL(), ECE(), Agreement(), PredictiveKL()] if metrics is None else metrics
-    return _learner(dls, student, F.cross_entropy, lr, momentum, wd, nesterov, opt, eta_min, freeze_bn, precision, channels_last, compile, metrics,
+    return _learner(dls, student, F.cross_entropy, lr, momentum, wd, nesterov, opt, eta_min, warmup, freeze_bn, precision, channels_last, compile, metrics,
                     distillation + L(cbs), **kwargs)

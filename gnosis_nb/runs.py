@@ -60,6 +60,8 @@ def _read(path, load):
 # %% ../nbs/41_runs.ipynb #e6d35d08
 _NO_MATTER = ('data_dir', 'exp_name', 'job_name', 'scale', 'logger', 'resume', 'force', 's3_endpoint_url', 's3_region', 'trainer.state_minutes', 'dataset.root_dir', 'dataset.download', 'dataset.memory_limit', 'dataset.backend', 'dataloader.num_workers', 'trainer.parallel_models', 'trainer.teacher_cache')
 
+_YOUNGER = {'trainer.lr_scheduler.warmup_epochs': 0}                         # settings, and what was done before there were these
+
 def _plain(value):
     "A value such that equal ones are written alike: 0 and 0.0; and an image folder is known by its images, not by its place."
     if isinstance(value, dict): return {k: _plain(v) for k, v in value.items() if k not in ('root_dir', 'download')}
@@ -68,7 +70,7 @@ def _plain(value):
 
 def run_identity(config:dict): # nested settings
     "A short hash of the settings that determine a run's result."
-    own = {k: _plain(v) for k, v in _flat(config) if not any(k == o or k.startswith(o + '.') for o in _NO_MATTER)}
+    own = {k: _plain(v) for k, v in _flat(config) if (k, v) not in _YOUNGER.items() and not any(k == o or k.startswith(o + '.') for o in _NO_MATTER)}
     for who in ('teacher', 'density_model'):                                 # two names of one thing
         path, folder = (own.pop(f'{who}.{k}', None) for k in ('ckpt_path', 'ckpt_dir'))
         own[f'{who}.ckpt'] = path or folder

@@ -85,6 +85,7 @@ OPTIONS = {
     'classifier.depth': _count(none=True), 'classifier.skip_connections': _flag(), 'classifier.batch_norm': _flag(),
     'dataset.min_freq': _count(), 'dataset.max_len': _count(none=True), 'dataset.num_train': _count(), 'dataset.num_test': _count(), 'dataset.noise': _share(), 'dataset.backend': _one_of('auto', 'torchtext', 'builtin'),
     'classifier.embedding_size': _count(), 'classifier.lstm_cell_size': _count(), 'classifier.bidirectional': _flag(),
+    'trainer.lr_scheduler.warmup_epochs': _natural(),
     'logger.bucket_name': _text(none=True), 'logger.prefix': _text(),
     **{f'loss.{k}': _not_negative() for k in ('tckd', 'nckd', 'inter', 'intra')}, 'loss.target': _one_of('teacher', 'label'), 'loss.loss': _one_of(*ALL_LOSSES), 'loss.beta': _share(), 'loss.T_max': _count(), 'loss.corruption_ratio': _share()}
 
@@ -142,7 +143,7 @@ def _wanted(cfg): return {k: v for k, v in cfg['teacher']['trainer'].items() if 
 def _training(cfg, who):
     "How `who` is trained: epochs, batch size and the arguments of its Learner."
     t, opt = cfg['trainer'], cfg['trainer']['optimizer']
-    how = dict(num_epochs=t['num_epochs'], batch_size=cfg['dataloader']['batch_size'], lr=opt['lr'], eta_min=t['lr_scheduler']['eta_min'],
+    how = dict(num_epochs=t['num_epochs'], batch_size=cfg['dataloader']['batch_size'], lr=opt['lr'], eta_min=t['lr_scheduler']['eta_min'], warmup=t['lr_scheduler'].get('warmup_epochs', 0),
                weight_decay=opt['weight_decay'], nesterov=opt['nesterov'], momentum=opt['momentum'], optimizer=opt['name'])
     return {**how, **(_wanted(cfg) if who == 'teacher' else {})}
 
@@ -183,6 +184,7 @@ def check_combinations(cfg:dict): # settings that `check_settings` has passed
     for who, prefix in dict(student='trainer', teacher='teacher.trainer').items():
         how = _training(cfg, who)
         if how['eta_min'] > how['lr']: raise ConfigError(f"{prefix}: eta_min={how['eta_min']}, expected at most the learning rate, lr={how['lr']}")
+        if how['warmup'] >= how['num_epochs']: raise ConfigError(f"trainer.lr_scheduler.warmup_epochs={how['warmup']}: expected fewer than {prefix}.num_epochs={how['num_epochs']}")
         if how['nesterov'] and not how['momentum']:
             raise ConfigError(f"{prefix}{'.optimizer' if who == 'student' else ''}.nesterov=True: needs trainer.optimizer.momentum > 0")
         with blame('trainer.optimizer.name'): opt_func = optimizer(how['optimizer'], **{k: how[k] for k in ('momentum', 'nesterov', 'weight_decay')})

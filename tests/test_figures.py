@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from gnosis_nb.cli import compose_sweep
-from gnosis_nb.settings import SETTINGS, TEXT_SETTINGS, check_combinations, check_settings
-from gnosis_nb.figures import CLAIMS, FIGURES, Results, check_claims, collect, done_runs, interval, sweep_jobs, targets, teacher_jobs, verdict
+from gnosis_nb.cli import COMMANDS, compose_sweep
+from gnosis_nb.settings import check_combinations, check_settings
+from gnosis_nb.figures import CLAIMS, FIGURES, Results, check_claims, collect, done_runs, interval, results, sweep_jobs, targets, teacher_jobs, train, verdict
 from gnosis_nb.runs import find_runs, run_identity
 
 ROOT = Path(__file__).parent.parent
@@ -31,23 +32,26 @@ def table(data_dir): return collect(sweep_jobs('fig14', 'smoke', ['teacher.num_c
 @pytest.mark.parametrize('preset', PRESETS)
 @pytest.mark.parametrize('scale', ['smoke', 'small', 'paper'])
 def test_presets_compose(preset, scale):
-    text = preset == 'table2'
-    jobs = compose_sweep([f'+experiment={preset}', f'scale={scale}', 'trial_id=0,1'], 'text_classification' if text else 'image_classification')
+    command = dict(table2='text_classification', fig07='image_generation').get(preset, 'image_classification')
+    jobs = compose_sweep([f'+experiment={preset}', f'scale={scale}', 'trial_id=0,1'], command)
     assert len(jobs) >= 2 and {cfg['trial_id'] for _, cfg in jobs} == {0, 1}
     for _, cfg in jobs:
-        check_settings(cfg, TEXT_SETTINGS if text else SETTINGS); check_combinations(cfg)
+        check_settings(cfg, COMMANDS[command][1])
+        if command != 'image_generation': check_combinations(cfg)
         assert cfg['scale'] == scale
     assert len({run_identity(cfg) for _, cfg in jobs}) == len(jobs)
 
 def test_every_sweep_has_a_preset():
     used = {preset for f in FIGURES.values() for preset in f.sweeps}
     assert used == set(PRESETS)
-    assert {f'fig{i:02}' for i in range(1, 15)} | {'table1', 'table2'} == set(FIGURES)
+    assert {f'fig{i:02}' for i in range(1, 15)} | {'table1', 'table2', 'table2_imagenet'} == set(FIGURES)
 
 @pytest.mark.parametrize('preset, key, value', [('fig03', 'teacher.num_components', 5), ('fig03', 'classifier.depth', 56), ('fig03', 'trainer.num_epochs', 300), ('fig03', 'dataloader.batch_size', 128),
     ('fig03', 'teacher.trainer.num_epochs', 200), ('fig03', 'teacher.trainer.batch_size', 256), ('fig03', 'teacher.trainer.lr', .1), ('fig03', 'teacher.trainer.eta_min', 0.), ('fig03', 'teacher.trainer.nesterov', False),
     ('fig01', 'distill_loader.temp', 1.), ('fig01', 'dataset.name', 'cifar100'), ('fig01', 'classifier.depth', 56), ('fig02', 'dataset.num_data', 200), ('fig02', 'teacher.trainer.num_epochs', 100), ('fig04', 'dataset.subsample.ratio', .5),
-    ('fig06', 'classifier.norm', 'layer'), ('fig06', 'trainer.optimizer.weight_decay', 0.), ('fig06b', 'teacher.ckpt_init.type', 'final'), ('fig09', 'classifier.depth', 20), ('fig13', 'classifier.depth', 16), ('fig14', 'distill_loader.temp', 1.), ('table1', 'classifier.depth', 20)])
+    ('fig06', 'classifier.norm', 'layer'), ('fig06', 'trainer.optimizer.weight_decay', 0.), ('fig06b', 'teacher.ckpt_init.type', 'final'), ('fig09', 'classifier.depth', 20), ('fig13', 'classifier.depth', 16), ('fig14', 'distill_loader.temp', 1.), ('table1', 'classifier.depth', 20),
+    ('table2_imagenet', 'classifier', dict(name='resnet', depth=50)), ('table2_imagenet', 'dataset.name', 'imagenet'), ('table2_imagenet', 'dataloader.batch_size', 1024), ('table2_imagenet', 'trainer.lr_scheduler.warmup_epochs', 5),
+    ('table2_imagenet', 'trainer.optimizer', dict(name='SGD', lr=.1, weight_decay=0., momentum=.9, nesterov=False)), ('table2_imagenet', 'teacher.trainer.weight_decay', 1e-4)])
 def test_settings_of_the_paper(preset, key, value):
     cfg = compose_sweep([f'+experiment={preset}', 'scale=paper', 'trial_id=0'])[0][1]
     for k in key.split('.'): cfg = cfg[k]
@@ -88,12 +92,30 @@ def test_two_workers_make_the_same_table(tmp_path):
     assert len(a) == 4
     pd.testing.assert_frame_equal(a, b)
 
+def test_imagenet(tmp_path):
+    "The paper's settings on photographs of many sizes in ImageNet's folders, read from disk while they are learnt; a smaller network and fewer epochs."
+    rng = np.random.default_rng(0)
+    for split, n in (('train', 12), ('val', 6)):
+        for k, colour in enumerate(((200, 60, 60), (60, 60, 200))):
+            folder = tmp_path/'imagenet'/split/f'n0000{k}'; folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = np.clip(rng.normal(colour, 40, (*rng.integers(60, 120, 2), 3)), 0, 255).astype('uint8')
+                Image.fromarray(pixels).save(folder/f'{i}.JPEG')
+    less = ['classifier.depth=18', 'dataset.size=48', 'dataset.resize=56', 'dataset.memory_limit=0', 'dataloader.batch_size=8', 'dataloader.num_workers=0', 'teacher.num_components=1', 'trial_id=0', 'trainer.optimizer.lr=0.01',
+            *(f'{o}.num_epochs=6' for o in ('trainer', 'teacher.trainer')), 'teacher.trainer.batch_size=8', 'teacher.trainer.lr=0.01']
+    jobs = train('table2_imagenet', 'paper', [f"dataset.root_dir={tmp_path/'imagenet'}", 'device=cpu', *less], tmp_path/'runs', here=True)
+    r = results('table2_imagenet', 'paper', jobs, tmp_path/'runs')
+    assert r.rows.data.tolist() == ['ImageNet'] and r.rows.network.tolist() == ['resnet']
+    assert np.isfinite(r.rows[['accuracy', 'teacher_accuracy', 'agreement', 'kl', 'cka_3']].to_numpy()).all()
+    rates = pd.read_csv(next((tmp_path/'runs'/'table2_imagenet').rglob('student_train_metrics.csv'))).lr
+    assert rates.tolist() == pytest.approx([.01*(i + 1)/6 for i in range(6)])     # five epochs of warming up
+
 
 # The paper's numbers
 
 TYPED = [('table1', 'random', 'agreement', '', 77.174, .352), ('table1', 'random', 'kl', '', .836, .016), ('table1', "teacher's initial weights", 'cka_2', '', .890, .015),
          ('fig09', 1, 'accuracy', 'm = 1', 59.38, None), ('fig09', 4, 'agreement', 'm = 3', 72.77, None), ('fig09', 16, 'agreement', 'm = 5', 74.92, None), ('fig09', 8, 'accuracy', 'm = 3', 62.12, None),
-         ('table2', 1, 'agreement', 'IMDB', 86.488, .521), ('table2', 5, 'kl', 'IMDB', .052, .001), ('table2', 3, 'accuracy', 'ImageNet', 75.5, None), ('fig06', 300, 'train_agreement', 'SGD', 78.95, None), ('fig06', 5000, 'train_agreement', 'SGD', 83.3, None)]
+         ('table2', 1, 'agreement', 'IMDB', 86.488, .521), ('table2', 5, 'kl', 'IMDB', .052, .001), ('table2_imagenet', 3, 'accuracy', 'ImageNet', 75.5, None), ('fig06', 300, 'train_agreement', 'SGD', 78.95, None), ('fig06', 5000, 'train_agreement', 'SGD', 83.3, None)]
 READ = [('fig03', 'MixUp', 'accuracy', 'm = 5', 75.), ('fig03', 'Noise', 'agreement', 'm = 5', 78.5), ('fig14', .3, 'accuracy', 'm = 3', 72.1), ('fig14', .7, 'agreement', 'm = 5', 77.5),
         ('fig01', .25, 'agreement', 'm = 1', 73.5), ('fig01', 1., 'agreement', 'm = 3', 80.), ('fig10', 12, 'agreement', 'τ = 4', 86.), ('fig13', 'CombAug', 'nll', '', 1.)]
 

@@ -11,27 +11,29 @@ from torch import nn
 # %% ../../nbs/10_models.vgg.ipynb #a61a2e5f
 _convs_per_stage = {11: (1,1,2,2,2), 13: (2,2,2,2,2), 16: (2,2,3,3,3), 19: (2,2,4,4,4)}
 
-def _features(depth, batch_norm, in_channels):
+def _features(depth, batch_norm, in_channels, input_size):
     layers, n_in = [], in_channels
     for width, n in zip((64, 128, 256, 512, 512), _convs_per_stage[depth]):
         for _ in range(n):
             layers += [nn.Conv2d(n_in, width, 3, padding=1)] + [nn.BatchNorm2d(width)]*batch_norm + [nn.ReLU(inplace=True)]
             n_in = width
-        layers.append(nn.MaxPool2d(2))
+        if (input_size := input_size // 2): layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)
 
 # %% ../../nbs/10_models.vgg.ipynb #0bddb0b8
 class VGG(nn.Module):
-    "VGG for 32-pixel images (Simonyan and Zisserman 2015); `[batch, in_channels, 32, 32]` to logits `[batch, num_classes]`."
+    "VGG for small images (Simonyan and Zisserman 2015); `[batch, in_channels, input_size, input_size]` to logits `[batch, num_classes]`."
     def __init__(self,
         num_classes:int, # number of classes
         depth:int=16, # layers with weights: 11, 13, 16 or 19
         batch_norm:bool=False, # put a batch norm after every convolution
         in_channels:int=3, # image channels
+        input_size:int=32, # height and width of the images in pixels: 32 or 16
     ):
         super().__init__()
         if depth not in _convs_per_stage: raise ValueError(f'depth={depth!r}: expected one of {list(_convs_per_stage)}')
-        self.features = _features(depth, batch_norm, in_channels)
+        if input_size not in (16, 32): raise ValueError(f'input_size={input_size!r}: expected 16 or 32')
+        self.features = _features(depth, batch_norm, in_channels, input_size)
         self.classifier = nn.Sequential(
             nn.Dropout(), nn.Linear(512, 512), nn.ReLU(inplace=True),
             nn.Dropout(), nn.Linear(512, 512), nn.ReLU(inplace=True),

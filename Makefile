@@ -27,9 +27,10 @@ lab: .venv/.dev  ## JupyterLab on the notebooks
 readme: .venv/.dev  ## README.md from nbs/index.ipynb
 	python scripts/readme.py
 
-docs: .venv/.dev  ## the documentation site; needs Quarto
+docs: .venv/.dev  ## the documentation site in _docs; needs Quarto
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto (https://quarto.org/docs/get-started)"; exit 1; }
-	nbdev_docs
+	cd nbs && nbdev_docs   # there notebooks find what they import from ../tests
+	python scripts/readme.py   # Quarto has written its own
 
 clean:
 	rm -rf .venv .venv-torchtext build dist *.egg-info demo

@@ -55,6 +55,7 @@ except ImportError: Event = None
 class Sheet(Figure):
     "A figure that no global state knows of, and that shows itself in a notebook."
     def __init__(self, width:float=6., height:float=3.): # inches
+        "Empty, 80 pixels to an inch."
         super().__init__((width, height), dpi=80, layout='constrained')
 
     def _repr_png_(self):

@@ -1,0 +1,93 @@
+"The documentation site, as far as it can be made without Quarto: nbdev's pre-processing of all notebooks, and where their links lead."
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from configparser import ConfigParser
+from pathlib import Path
+from urllib.parse import urldefrag
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+INI = ConfigParser(delimiters=['='])
+INI.read(ROOT/'settings.ini', encoding='utf-8')
+INI = INI['DEFAULT']
+SITE, SOURCE = f"{INI['doc_host']}{INI['doc_baseurl']}/", f"{INI['git_url']}/blob/{INI['branch']}/"
+CODE = """
+import nbdev.quarto
+nbdev.quarto._ensure_quarto = lambda: None
+nbdev.quarto.nbdev_proc_nbs(n_workers=0)"""
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "Pre-processed notebooks by their path below nbs/, as Quarto would get them."
+    home = tmp_path_factory.mktemp('site')
+    unwanted = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'screenshots', 'experiments')
+    for o in ('nbs', 'gnosis_nb', 'tests'): shutil.copytree(ROOT/o, home/o, ignore=unwanted)
+    shutil.copy(ROOT/'settings.ini', home)
+    env = {**os.environ, 'PYTHONPATH': str(home), 'OMP_NUM_THREADS': '1'}
+    out = subprocess.run([sys.executable, '-c', CODE], cwd=home/'nbs', env=env, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-2000:]
+    return {str(p.relative_to(home/'_proc')): json.loads(p.read_text(encoding='utf-8'))['cells'] for p in (home/'_proc').rglob('*.ipynb')}
+
+def sources(): return {str(p.relative_to(ROOT/'nbs')) for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts}
+def texts(cells): # what is shown as Markdown: prose, and the entries of the API
+    for c in cells:
+        if c['cell_type'] == 'markdown': yield ''.join(c['source'])
+        for o in c.get('outputs', []): yield ''.join(o.get('data', {}).get('text/markdown', ''))
+def links(text):
+    code = r'```.*?```|`[^`\n]*`(?!\]\()'
+    return re.findall(r'\]\(([^)\s]+)\)', re.sub(code, '', text, flags=re.S))
+def front(cells): return yaml.safe_load(''.join(cells[0]['source']).strip().strip('-'))
+def page(path, cells): return str(Path(path).with_name(front(cells)['output-file']))
+
+
+def test_every_notebook_is_a_page_with_a_title(site):
+    assert set(site) == sources()
+    assert all(front(cells)['title'] for cells in site.values())
+    assert len({page(*o) for o in site.items()}) == len(site)
+
+def test_every_notebook_is_in_the_sidebar_once():
+    def pages(items): return [p for o in items for p in ([o] if isinstance(o, str) else pages(o['contents']))]
+    listed = pages(yaml.safe_load((ROOT/'nbs/sidebar.yml').read_text())['website']['sidebar']['contents'])
+    assert sorted(listed) == sorted(sources()) and listed[0] == 'index.ipynb'
+
+def test_every_link_leads_somewhere(site):
+    pages, lost = {page(*o) for o in site.items()}, []
+    for path, cells in site.items():
+        for to in (urldefrag(o).url for text in texts(cells) for o in links(text)):
+            if to.startswith(SITE): found = to.removeprefix(SITE) in pages
+            elif to.startswith(SOURCE): found = (ROOT/to.removeprefix(SOURCE)).exists()
+            elif re.match('https?:', to): found = True
+            else: found = not to or os.path.normpath(Path(path).parent/to) in site or (ROOT/'nbs'/Path(path).parent/to).is_file()
+            if not found: lost.append(f'{path}: {to}')
+    assert lost == []
+
+def test_links_of_the_readme_lead_to_files():
+    to = [o for name in ('README.md', 'CONTRIBUTING.md') for o in links((ROOT/name).read_text(encoding='utf-8')) if not re.match('https?:|#', o)]
+    assert len(to) >= 6 and [o for o in to if not (ROOT/o).exists()] == []
+
+def test_every_public_function_has_an_entry_and_a_link_to_its_source(site):
+    syms = importlib.import_module('gnosis_nb._modidx').d['syms']
+    names = Counter(k.rsplit('.', 1)[1] for module in syms.values() for k in module if k.rsplit('.', 1)[0] in syms)
+    known = {k for module in syms.values() for k in module if k.rsplit('.', 1)[0] in syms and names[k.rsplit('.', 1)[1]] == 1}     # nbdev links a name that two modules have to one of them
+    wanted, shown = {k for k in known if not k.rsplit('.', 1)[1].startswith('_')}, {}
+    for cells in site.values():
+        for text in texts(cells):
+            if m := re.search(rf'\[source\]\({re.escape(SOURCE)}(\S+)#L(\d+)\).*?^###+ (\S+)', text, flags=re.S | re.M):
+                path, line, name = m.groups()
+                shown[f"{path.removesuffix('.py').replace('/', '.')}.{name}"] = (path, int(line))
+    assert wanted - set(shown) == set() and len(wanted) > 200
+    for k in wanted:
+        path, line = shown[k]
+        assert re.match(rf"\s*(@|(async )?def {k.split('.')[-1]}\b|class {k.split('.')[-1]}\b)", (ROOT/path).read_text(encoding='utf-8').splitlines()[line - 1]), k
+
+def test_nothing_on_a_page_is_an_error(site):
+    bad = [(path, ''.join(o.get('text', o.get('ename', '')))[:200]) for path, cells in site.items() for c in cells for o in c.get('outputs', []) if o['output_type'] == 'error' or o.get('name') == 'stderr']
+    assert bad == []

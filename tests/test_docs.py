@@ -20,9 +20,11 @@ INI.read(ROOT/'settings.ini', encoding='utf-8')
 INI = INI['DEFAULT']
 SITE, SOURCE = f"{INI['doc_host']}{INI['doc_baseurl']}/", f"{INI['git_url']}/blob/{INI['branch']}/"
 CODE = """
-import nbdev.quarto
+import nbdev.quarto, os
 nbdev.quarto._ensure_quarto = lambda: None
-nbdev.quarto.nbdev_proc_nbs(n_workers=0)"""
+nbdev.quarto.nbdev_proc_nbs(n_workers=0)
+os._exit(0)                                     # at once: sixty shells of IPython would tidy up for twice as long
+"""
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):

@@ -36,6 +36,7 @@ from IPython import get_ipython
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.interpolate import RegularGridInterpolator
 
 from .cli import COMMANDS, compose
@@ -77,8 +78,10 @@ def point_on(figure:Figure, # as it was drawn last
 # %% ../nbs/51_explore.ipynb #f89dcfd4
 def as_html(table:pd.DataFrame, # numbers and texts
             digits:int=3): # after the point
-    "A table as HTML; texts in it are shown, not interpreted."
-    return f"<div style='overflow-x: auto; white-space: nowrap'>{table.to_html(border=0, float_format=f'{{:.{digits}f}}'.format, na_rep='')}</div>"
+    "A table as HTML, in JupyterLab with the look of its own tables; texts in it are shown, not interpreted."
+    text = table.to_html(border=0, float_format=f'{{:.{digits}f}}'.format, na_rep='')
+    text = text.replace('<table', "<table style='margin-left: 0'", 1).replace('<td>', "<td style='white-space: nowrap'>")     # theirs are in the middle, and broken
+    return f"<div class='jp-RenderedHTMLCommon' style='overflow-x: auto; white-space: nowrap'>{text}</div>"
 
 # %% ../nbs/51_explore.ipynb #71a0640a
 class Panel(widgets.VBox):
@@ -322,14 +325,15 @@ def disagreements(student, teacher, data, # as of `find_disagreements`
                   static:bool|None=None): # as of `show`
     "Turn the pages of the examples on which student and teacher disagree, the largest KL first, all or those of a class."
     found = find_disagreements(student, teacher, data, num)
-    controls = dict(by=widgets.Dropdown(options=['label', 'teacher', 'student'], description='class of'), name=widgets.Dropdown(options=[('all', None), *zip(found.classes, found.classes)], description='is'), page=widgets.BoundedIntText(1, 1, description='page'))
+    controls = dict(by=widgets.Dropdown(options=['label', 'teacher', 'student'], description='class of'), name=widgets.Dropdown(options=[('all', ''), *zip(found.classes, found.classes)], description='is'), page=widgets.BoundedIntText(1, 1, description='page'))
     page = controls['page']
-    def pages(by, name): return max(1, -(-len(found.where(by, name))//per_page))
+    def where(by, name): return found.where(by, name or None)               # None would leave the menu blank
+    def pages(by, name): return max(1, -(-len(where(by, name))//per_page))
     def anew(change=None): page.value = 1; page.max = pages(controls['by'].value, controls['name'].value)
     for k in ('by', 'name'): controls[k].observe(anew, 'value')
     anew()
     def draw(by, name, page):
-        at = found.where(by, name)
+        at = where(by, name)
         says = f'{len(at)} of {len(found)} disagreements, in {found.total} examples; page {page} of {pages(by, name)}'
         return plot_disagreements(found, at[(page - 1)*per_page:page*per_page]), says
     return show(draw, controls, static, buttons=_steps(page))
@@ -406,6 +410,7 @@ def plot_curves(curves:pd.DataFrame, # of `read_curves`
         ax.plot(stats['x'], stats['mean'], marker='.', label=f'{label} ({rows.path.nunique()})')
         ax.fill_between(stats['x'], stats['mean'] - stats['std'].fillna(0), stats['mean'] + stats['std'].fillna(0), alpha=.2)
     ax.set(xlabel=x, ylabel=y)
+    if x == 'epoch': ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if ax.lines: ax.legend(fontsize=7, title='setting (trials)', title_fontsize=7)
     return sheet
 
@@ -510,9 +515,11 @@ def nearest_point(surface:pd.DataFrame, # of `loss_surface`
     "The row of the point of the grid that is nearest."
     return surface.iloc[int(((surface.a - a)**2 + (surface.b - b)**2).to_numpy().argmin())]
 
+def _coordinates(a, b): return f'({round(a, 2) + 0:.2f}, {round(b, 2) + 0:.2f})'     # no -0.00
+
 def point_text(row): # of a surface
     "A point and what was computed there, as text."
-    return f'({row.a:.2f}, {row.b:.2f}): ' + ', '.join(f'{k} {v:.4f}' for k, v in row.drop(['a', 'b']).items())
+    return f'{_coordinates(row.a, row.b)}: ' + ', '.join(f'{k} {v:.4f}' for k, v in row.drop(['a', 'b']).items())
 
 # %% ../nbs/51_explore.ipynb #73a5f570
 def plot_plane(surface:pd.DataFrame, # of `loss_surface`
@@ -565,7 +572,7 @@ def landscape_viewer(surfaces, # of `loss_surface`, or names to them
     controls['plane'].observe(limits, 'value'); lam.observe(along, 'value')
     def draw(plane, value, a, b):
         read = read_surface(surfaces[plane], a, b)
-        return plot_plane(surfaces[plane], a, b, value, at(points, plane), at(path, plane)), as_html(read.set_axis([f'({a:.2f}, {b:.2f})']), 4)
+        return plot_plane(surfaces[plane], a, b, value, at(points, plane), at(path, plane)), as_html(read.set_axis([_coordinates(a, b)]), 4)
     def pointed(kind, ax, x, y):
         if ax != 0: return ''                                                # the profile, or the scale of colours
         row = nearest_point(surfaces[controls['plane'].value], x, y)
@@ -633,20 +640,20 @@ _SHOWN = dict(epoch='epoch', train_loss='training loss', test_acc='accuracy', te
 def latest(tables:Mapping): # of `read_tables`
     "The newest value of every metric of every network."
     rows = {k: t.ffill().iloc[-1] for k, t in tables.items() if len(t)}
-    table = pd.DataFrame(rows).T
+    table = pd.DataFrame(rows).T.astype({'epoch': int} if rows else {})
     return table[[c for c in _SHOWN if c in table]].rename(columns=_SHOWN) if len(table) else table
 
 def plot_progress(tables:Mapping): # of `read_tables`
     "Accuracy of every network over its epochs, and the students' agreement with the teacher."
     sheet = Sheet(8, 2.8)
     axs = sheet.subplots(1, 2)
-    for name, t in tables.items():
+    for i, (name, t) in enumerate(tables.items()):
         for ax, k, style in ((axs[0], 'test_acc', '-'), (axs[1], 'test_ts_agree', '-'), (axs[1], 'train_ts_agree', ':')):
             if k in t and not name.startswith('teacher')*(ax is axs[1]):
                 some = t.dropna(subset=k)
-                ax.plot(some.epoch, some[k], style, marker='.', label=name + (', distillation data' if style == ':' else ''))
+                ax.plot(some.epoch, some[k], style, marker='.', color=f'C{i}', label=name + (', distillation data' if style == ':' else ''))
     for ax, title in zip(axs, ('accuracy, evaluation data', 'agreement with the teacher')):
-        ax.set(xlabel='epoch', title=title)
+        ax.set(xlabel='epoch', title=title); ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if ax.lines: ax.legend(fontsize=7)
         else: ax.text(.5, .5, 'no epochs yet', transform=ax.transAxes, ha='center')
     return sheet
@@ -681,7 +688,7 @@ class LiveRun(widgets.VBox):
     def __init__(self, overrides, config, fields, every):
         self.overrides, self.every, self.launched = list(overrides), every, Launched(config)
         self.cfg = self.settings = compose(overrides, config)                # without the fields, and with them
-        self.groups = {k: widgets.Dropdown(options=[('as given', None), *((o, o) for o in group_options(k, config))], description=k) for k in GROUPS[config] if not any(o.startswith(f'{k}=') for o in overrides)}
+        self.groups = {k: widgets.Dropdown(options=[('as given', ''), *((o, o) for o in group_options(k, config))], description=k) for k in GROUPS[config] if not any(o.startswith(f'{k}=') for o in overrides)}
         self.fields = {k: field(k, setting(self.cfg, k)) for k in fields}
         self.buttons = {k: widgets.Button(description=k) for k in ('Start', 'Stop', 'Resume')}
         self.status, self.says, self.picture = widgets.HTML(), widgets.HTML(), widgets.Image(format='png', layout=dict(align_self='flex-start'))

@@ -48,7 +48,7 @@ def test_texts(tmp_path):
 
 def test_a_network_for_images_is_not_offered_for_texts(tmp_path):
     live = live_run([f'data_dir={tmp_path}'], 'text_classification', static=False)
-    assert [o for _, o in live.groups['dataset'].options] == [None, 'imdb', 'sentences']
+    assert [o for _, o in live.groups['dataset'].options] == ['', 'imdb', 'sentences']
     live.groups['dataset'].value = 'sentences'
     assert live.fields['trainer.num_epochs'].value == 6 and live.settings['classifier']['lstm_cell_size'] == 32
 

@@ -762,20 +762,21 @@ def all_claims(folder:str|Path='results'): # of `save_results`
 # %% ../nbs/50_figures.ipynb #856cc6d9
 def chooser(name:str, # a key of `FIGURES`
             folder:str|Path='results'): # of `save_results`
-    "Menus of scale and metric, which redraw; None where there are no widgets or no results."
+    "Menus of scale, metric and conditions (of policies, for instance), which redraw; None where there are no widgets or no results."
     there = [s for s in ('paper', 'small', 'smoke') if load_results(name, s, folder)]
     try: import ipywidgets as w
     except ImportError: return None
     if not there or not FIGURES[name].panels: return None
-    of = {s: load_results(name, s, folder) for s in there}
+    of, first = {s: load_results(name, s, folder) for s in there}, FIGURES[name].panels[0]
+    conditions = list(dict.fromkeys(x for r in of.values() for x in mean_std(_chosen(r.rows, first), first.x, first.metric).index))
     metrics = [k for k in LABELS if k in of[there[0]].rows and of[there[0]].rows[k].notna().any() and k not in ('m', 'tau', 'alpha', 'epochs', 'lam', 'shown', 'synth', 'policy', 'splits', 'init', 'pair')]
-    def show(scale, metric):
-        first = FIGURES[name].panels[0]
+    def show(scale, metric, only):
+        r = of[scale]
         with plt.rc_context(STYLE):
             fig, ax = plt.subplots(figsize=(5, 3.4), layout='constrained')
-            draw_panel(of[scale], Panel(metric, first.x, first.series, first.where, metric in ('accuracy', 'nll', 'ece')), ax)
+            draw_panel(Results(name, scale, rows_with(r.rows, **{first.x: list(only)}), r.facts), Panel(metric, first.x, first.series, first.where, metric in ('accuracy', 'nll', 'ece')), ax, paper=len(only) == len(conditions))
         plt.show()
-    return w.interactive(show, scale=there, metric=metrics)
+    return w.interactive(show, scale=there, metric=metrics, only=w.SelectMultiple(options=conditions, value=conditions, rows=min(len(conditions), 6), description={'policy': 'policy', 'tau': 'τ', 'alpha': 'α', 'lam': 'λ'}.get(first.x, first.x)))
 
 # %% ../nbs/50_figures.ipynb #d2ab780a
 @lru_cache(maxsize=None)

@@ -896,5 +896,6 @@ def _run_notebook(name):
     import nbformat
     from nbclient import NotebookClient
     nb = nbformat.read(path, 4)
-    NotebookClient(nb, timeout=600, store_widget_state=False, resources={'metadata': {'path': str(path.parent)}}).execute()
+    NotebookClient(nb, timeout=600, resources={'metadata': {'path': str(path.parent)}}).execute()
+    nb.metadata.pop('widgets', None)                                        # their state, as large as all pictures
     nbformat.write(nb, path)

@@ -17,7 +17,8 @@ SMALL = ['dataset=digits', 'dataset.size=8', 'classifier.depth=8', 'dataloader.b
 LONG = ['trainer.num_epochs=400', 'trainer.eval_period=100']
 
 def command(folder, *overrides): return [sys.executable, str(ROOT/'scripts/image_classification.py'), *SMALL, f'data_dir={folder}', *overrides]
-def start(folder, *overrides): return subprocess.Popen(command(folder, *overrides), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def heed_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)             # also where the tests run in the background of a script
+def start(folder, *overrides): return subprocess.Popen(command(folder, *overrides), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
 def complete(folder, *overrides): return subprocess.run(command(folder, *overrides), env=ENV, capture_output=True, text=True)
 def run(folder, *overrides):
     lines = []

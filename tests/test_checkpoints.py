@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gnosis_nb.storage import CheckpointError, checkpoint_info, load_checkpoint, load_weights, save_checkpoint, write_atomic
+from gnosis_nb.checkpoint import CheckpointError, checkpoint_info, load_checkpoint, load_weights, save_checkpoint, write_atomic
 
 STATE = {'0.weight': torch.linspace(-1, 1, 40).view(8, 5), '0.bias': torch.arange(8.), 'steps': torch.tensor(3)}
 fuzz = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -139,7 +139,7 @@ def test_files_of_others_have_no_facts(tmp_path):
 
 LIMITED = """
 import resource, sys
-from gnosis_nb.storage import CheckpointError, checkpoint_info, load_checkpoint
+from gnosis_nb.checkpoint import CheckpointError, checkpoint_info, load_checkpoint
 import torch
 resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
 for read in (checkpoint_info, load_checkpoint):
@@ -267,7 +267,7 @@ def listing(folder): return sorted(o.name for o in folder.iterdir())
 SMALL = """
 import resource, sys
 import torch
-from gnosis_nb.storage import save_checkpoint
+from gnosis_nb.checkpoint import save_checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 save_checkpoint(sys.argv[1], {'w': torch.zeros(100_000)})
 """
@@ -311,7 +311,7 @@ def test_disk_that_fails_late(step, tmp_path, monkeypatch):
 CLOSED = """
 import os, sys
 import torch
-from gnosis_nb.storage import load_checkpoint, save_checkpoint
+from gnosis_nb.checkpoint import load_checkpoint, save_checkpoint
 if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)     # nothing is closed to root
 try: save_checkpoint(sys.argv[1], {'w': torch.zeros(10)})
 except PermissionError as e: print(e)

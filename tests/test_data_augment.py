@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from gnosis_nb.data import augment as A
-from gnosis_nb.data.vision import digits
+from gnosis_nb.data.zoo import digits
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,7 @@ import pytest
 import gnosis_nb.data.text as text
 from fakes import fake_imdb, md5
 from gnosis_nb.data.text import basic_english, encode_texts, imdb, load_text
-from gnosis_nb.data.vision import DataNotFound
+from gnosis_nb.data.folder import DataNotFound
 
 RECORDED = json.loads((Path(__file__).parent/'data'/'torchtext.json').read_text(encoding='utf-8'))
 SETS = Path(__file__).parent.parent/'data/datasets'

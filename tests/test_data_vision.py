@@ -9,8 +9,10 @@ from PIL import Image
 from torchvision import datasets
 
 import gnosis_nb.data.vision as vision
-from gnosis_nb.data.vision import (STATISTICS, DataNotFound, ImageData, ImageFiles, cifar10, cifar100, digits, hold_out, image_folder,
-    image_statistics, mnist, normalizer, sample_statistics, shuffle_targets, split_dataset, stratified_subset)
+from gnosis_nb.data.folder import DataNotFound, image_folder, sample_statistics
+from gnosis_nb.data.images import ImageData, ImageFiles, image_statistics, normalizer
+from gnosis_nb.data.split import hold_out, shuffle_targets, split_dataset, stratified_subset
+from gnosis_nb.data.zoo import STATISTICS, cifar10, cifar100, digits, mnist
 from fakes import fake_cifar, fake_mnist
 
 HERE = Path(__file__).parent
@@ -342,7 +344,7 @@ import hashlib,pickle,resource,sys
 from pathlib import Path
 import numpy as np
 from torchvision import datasets
-from gnosis_nb.data.vision import cifar10
+from gnosis_nb.data.zoo import cifar10
 base, C = Path(sys.argv[1])/'cifar-10-batches-py', datasets.CIFAR10
 base.mkdir()
 def write(name, obj):

@@ -10,7 +10,9 @@ from torchvision import datasets
 
 import gnosis_nb.config
 import gnosis_nb.data.zoo as zoo
-from gnosis_nb.data.vision import STATISTICS, DataNotFound, ImageData, ImageFiles, cifar10, cifar100, image_statistics, mnist
+from gnosis_nb.data.folder import DataNotFound
+from gnosis_nb.data.images import ImageData, ImageFiles, image_statistics
+from gnosis_nb.data.zoo import STATISTICS, cifar10, cifar100, mnist
 from gnosis_nb.data.zoo import VISION_SOURCES, cifar100_svhn, cifar102, emnist, imagenet, load_vision, svhn, tiny_imagenet
 from fakes import (fake_cifar, fake_cifar102, fake_emnist, fake_imagenet_archives, fake_mnist, fake_svhn, fake_tiny_imagenet, md5, save_jpeg)
 

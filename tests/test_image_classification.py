@@ -16,12 +16,12 @@ import gnosis_nb.distill as distill
 import gnosis_nb.experiment as experiment
 from fakes import fake_cifar
 from gnosis_nb.cli import compose
-from gnosis_nb.data.vision import digits
+from gnosis_nb.data.zoo import digits
 from gnosis_nb.experiment import ConfigError, image_classification, load_data, load_teachers
 from gnosis_nb.losses import LOSSES
 from gnosis_nb.models import PreResNet, SNGANGenerator, build_classifier
 from gnosis_nb.runs import Run, find_runs
-from gnosis_nb.storage import load_checkpoint, load_weights, save_checkpoint
+from gnosis_nb.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from parity import fill_weights, recorded, rel_err
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ from gnosis_nb.experiment import ConfigError, image_classification
 from gnosis_nb.generation import image_generation
 from gnosis_nb.models import DCGANGenerator
 from gnosis_nb.runs import find_runs
-from gnosis_nb.storage import checkpoint_info, load_checkpoint
+from gnosis_nb.checkpoint import checkpoint_info, load_checkpoint
 
 TINY = ['density_model.z_dim=8', 'density_model.generator.k=8', 'density_model.discriminator.k=8', 'dataloader.batch_size=16', 'trainer.num_eval_samples=40', 'device=cpu']
 SHORT = ['trainer.num_gen_updates=4', 'trainer.eval_period=2', 'trainer.checkpoint_period=4']

@@ -7,7 +7,7 @@ import torch
 
 from gnosis_nb.cli import compose
 from gnosis_nb.experiment import ConfigError, image_classification, load_network, text_classification
-from gnosis_nb.storage import load_checkpoint
+from gnosis_nb.checkpoint import load_checkpoint
 
 SMALL = ['dataset=digits', 'dataset.size=8', 'classifier.depth=8', 'dataloader.batch_size=128', 'trainer.num_epochs=1', 'trainer.precision=fp32', 'device=cpu']
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from gnosis_nb.data.loaders import image_dls
-from gnosis_nb.data.vision import digits
+from gnosis_nb.data.zoo import digits
 from gnosis_nb.learner import student_learner
 from gnosis_nb.losses_beyond import ALL_LOSSES, DecoupledKD, LogitStandardization
 from gnosis_nb.losses import StudentLoss

@@ -9,7 +9,7 @@ import torch
 from gnosis_nb.cli import compose
 from gnosis_nb.experiment import ConfigError, image_classification
 from gnosis_nb.runs import find_runs
-from gnosis_nb.storage import load_checkpoint
+from gnosis_nb.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}

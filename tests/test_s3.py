@@ -16,7 +16,7 @@ from gnosis_nb.distill import FidelityTable
 from gnosis_nb.experiment import ConfigError, image_classification
 from gnosis_nb.generation import image_generation
 from gnosis_nb.runs import find_runs
-from gnosis_nb.storage import load_checkpoint
+from gnosis_nb.checkpoint import load_checkpoint
 from gnosis_nb.stores import S3Store, StoreError, StoreRefused
 
 SMALL = ['dataset=digits', 'dataset.size=8', 'classifier.depth=8', 'dataloader.batch_size=256', 'trainer.num_epochs=1', 'device=cpu']

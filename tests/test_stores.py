@@ -14,7 +14,7 @@ from moto.s3.models import s3_backends
 
 from gnosis_nb import stores
 from gnosis_nb.mirror import Mirror, send_unsent
-from gnosis_nb.storage import write_atomic
+from gnosis_nb.checkpoint import write_atomic
 from gnosis_nb.stores import LocalStore, S3Store, StoreDamaged, StoreError, StoreMissing, StoreRefused, StoreUnreachable, fetch, file_sha256
 
 MB = 2**20

@@ -14,7 +14,7 @@ import torch
 from torch import nn, Tensor
 from fastai.torch_core import to_device
 
-from .metrics import _plain, _sum_dtype, evaluating
+from .metrics import plain_tensor, sum_dtype, evaluating
 
 # %% ../nbs/02_cka.ipynb #c73bee38
 def _features(X, name):
@@ -117,11 +117,11 @@ class StreamingCKA:
         if L.shape[1] != n*n: raise ValueError(f'student has {n} rows, teacher {int(L.shape[1]**.5)}; expected the same examples in both')
         wide = torch.promote_types(K.dtype, L.dtype)
         # HSIC_1 times n: a batch counts by its size
-        new = [o.to(_sum_dtype(o.device))/(n - 3) for o in (K.to(wide) @ L.T.to(wide), K.square().sum(1), L.square().sum(1))]
+        new = [o.to(sum_dtype(o.device))/(n - 3) for o in (K.to(wide) @ L.T.to(wide), K.square().sum(1), L.square().sum(1))]
         self.sums = new if self.sums is None else [a + b for a, b in zip(self.sums, new)]
 
     def _tables(self, side, name):
-        side = [_plain(o) for o in ([side] if isinstance(side, Tensor) else side)]
+        side = [plain_tensor(o) for o in ([side] if isinstance(side, Tensor) else side)]
         for o in side:
             if o.ndim != 2: raise ValueError(f'{name} has features of shape {tuple(o.shape)}; expected [n, features]')
             if len(o) < 4: raise ValueError(f'{name} has {len(o)} rows in a batch; expected at least 4: choose another batch size, or drop the last batch')
@@ -138,7 +138,7 @@ class StreamingCKA:
 # %% ../nbs/02_cka.ipynb #cfc78535
 def _pooled(a):
     "Features [batch, channels] of activations, in float32 or wider, in memory of their own."
-    a = _plain(a.detach())
+    a = plain_tensor(a.detach())
     wide = torch.promote_types(a.dtype, torch.float32)
     return a.flatten(2).mean(-1, dtype=wide) if a.ndim > 2 else a.to(wide, copy=True)
 
@@ -176,7 +176,7 @@ def _batches(dl, nets):
     devices = [next((p.device for p in net.parameters()), None) for net in nets]
     empty = True
     for batch in dl:
-        x, empty = _plain(batch[0] if isinstance(batch, (tuple, list)) else batch), False
+        x, empty = plain_tensor(batch[0] if isinstance(batch, (tuple, list)) else batch), False
         yield [x if device is None else to_device(x, device) for device in devices]
     if empty: raise ValueError('dl is empty; expected at least one batch')
 

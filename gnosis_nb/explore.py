@@ -45,7 +45,7 @@ from .data.text import TEXT_SOURCES
 from .data.images import ImageSets
 from .landscape import plot_surface
 from .losses import reduce_ensemble_logits
-from .metrics import _device, _kl_rows, _log_probs, _plain, evaluating
+from .metrics import module_device, kl_rows, log_probs, plain_tensor, evaluating
 from .runs import find_runs, run_identity
 from .settings import SETTINGS
 
@@ -154,7 +154,7 @@ def look_at(data, # a loader or DataLoaders (their evaluation data), or a batch 
     if isinstance(data, DataLoaders): data = data.valid
     if isinstance(data, (tuple, list)): x, y, *_ = data
     else: x, y, *_ = data.one_batch() if hasattr(data, 'one_batch') else next(iter(data))
-    x, y = _plain(x)[:n], _plain(y)[:n].cpu()
+    x, y = plain_tensor(x)[:n], plain_tensor(y)[:n].cpu()
     if x.ndim != 4: raise ValueError(f"data gives inputs of shape {tuple(x.shape)}; expected images [n, C, H, W]")
     source = _source(data)
     classes = getattr(getattr(source, 'dataset', None), 'classes', None)
@@ -165,7 +165,7 @@ def ask(models, # a network, or names to networks; each returns [batch, classes]
         x:torch.Tensor): # inputs [n, …]
     "Logits [n, m, classes] of each network, by name, in evaluation mode."
     models = models if isinstance(models, Mapping) else {'teacher': models}
-    with evaluating(*models.values()): z = {k: _plain(m(x.to(_device(m, x.device)))).float().cpu() for k, m in models.items()}
+    with evaluating(*models.values()): z = {k: plain_tensor(m(x.to(module_device(m, x.device)))).float().cpu() for k, m in models.items()}
     return {k: v if v.ndim == 3 else v[:, None] for k, v in z.items()}
 
 # %% ../nbs/70_explore.ipynb #0695baa6
@@ -269,8 +269,8 @@ def _differing(student, teacher, dl):
     n = 0
     with evaluating(student, teacher):
         for x, y, *_ in dl:
-            x, y = _plain(x), _plain(y).cpu()
-            log_t, log_s = (_log_probs(_plain(m(x.to(_device(m, x.device))))).cpu() for m in (teacher, student))
+            x, y = plain_tensor(x), plain_tensor(y).cpu()
+            log_t, log_s = (log_probs(plain_tensor(m(x.to(module_device(m, x.device))))).cpu() for m in (teacher, student))
             some = log_t.argmax(-1) != log_s.argmax(-1)
             yield torch.arange(n, n + len(y))[some], x[some.to(x.device)].cpu(), y[some], log_t[some], log_s[some]
             n += len(y)
@@ -285,7 +285,7 @@ def find_disagreements(student, # x -> logits [batch, classes]
     *found, total = _differing(student, teacher, dl)
     if not total: raise ValueError("data is empty; expected at least one batch (x, y)")
     rows, x, y, log_t, log_s = (torch.cat(o) for o in zip(*found))
-    kl = _kl_rows(log_t, log_s)
+    kl = kl_rows(log_t, log_s)
     order = kl.argsort(descending=True)[:num]
     names = _names(getattr(getattr(_source(dl), 'dataset', None), 'classes', None), log_t.shape[1])
     name = lambda i: [_called(names, o) for o in i[order].tolist()]

@@ -13,7 +13,7 @@ from torch import nn, Tensor
 from fastai.torch_core import to_device
 
 from .losses import reduce_ensemble_logits
-from .metrics import _bin, _check_pair, _check_targets, _device, _kl_rows, _labelled, _log_probs, _plain, evaluating
+from .metrics import confidence_bin, check_pair, check_targets, module_device, kl_rows, labelled_rows, log_probs, plain_tensor, evaluating
 
 # %% ../nbs/04_fidelity.ipynb #058170c4
 def predictions(
@@ -23,9 +23,9 @@ def predictions(
     "Targets of all examples, and what each model says of them in evaluation mode. Raises `ValueError` if `dl` is empty."
     found = []
     with evaluating(*models):
-        for *x, y in dl: found.append([y.cpu(), *(_plain(model(*to_device(tuple(x), _device(model, y.device)))).cpu() for model in models)])
+        for *x, y in dl: found.append([y.cpu(), *(plain_tensor(model(*to_device(tuple(x), module_device(model, y.device)))).cpu() for model in models)])
     if not found: raise ValueError('dl is empty; expected at least one batch (x, y)')
-    return tuple(torch.cat([_plain(o) for o in column]) for column in zip(*found))
+    return tuple(torch.cat([plain_tensor(o) for o in column]) for column in zip(*found))
 
 # %% ../nbs/04_fidelity.ipynb #0e268a39
 def _resamples(n, num, seed, entries=2**22):
@@ -85,24 +85,24 @@ def _interval(statistic, n, draws, ends, method):
 # %% ../nbs/04_fidelity.ipynb #9066e94b
 def _one_model(logits, targets, n_bins):
     "Of each example, from the logits of one model: predicted class, log probabilities, correctness, and the gap confidence - correctness in the column of its confidence bin [n, n_bins]."
-    log_p, seen = _log_probs(logits), targets != -100
+    log_p, seen = log_probs(logits), targets != -100
     top, right = logits.argmax(-1), (logits.argmax(-1) == targets).double()
     conf = log_p.amax(-1).exp()
     gaps = torch.zeros(len(conf), n_bins, dtype=torch.double)
-    gaps[torch.arange(len(conf)), _bin(conf, n_bins)] = (conf.double() - right)*seen
+    gaps[torch.arange(len(conf)), confidence_bin(conf, n_bins)] = (conf.double() - right)*seen
     return SimpleNamespace(top=top, log_p=log_p, right=right*seen, gaps=gaps)
 
 # %% ../nbs/04_fidelity.ipynb #d8e7ae44
 def _examples(student_logits, teacher_logits, targets=None, n_bins=10):
     "All columns of a pair of models, on the host. Raises `ValueError` if models and targets do not go together, or there are no rows."
-    student_logits, teacher_logits = (reduce_ensemble_logits(_plain(o).detach().cpu()) for o in (student_logits, teacher_logits))
-    _check_pair(teacher_logits, student_logits)
+    student_logits, teacher_logits = (reduce_ensemble_logits(plain_tensor(o).detach().cpu()) for o in (student_logits, teacher_logits))
+    check_pair(teacher_logits, student_logits)
     n = len(student_logits)
     if not n: raise ValueError('no examples: expected at least one row')
-    targets = torch.full((n,), -100) if targets is None else _plain(targets).cpu()
-    _check_targets(student_logits, targets)
+    targets = torch.full((n,), -100) if targets is None else plain_tensor(targets).cpu()
+    check_targets(student_logits, targets)
     s, t = (_one_model(o, targets, n_bins) for o in (student_logits, teacher_logits))
-    return SimpleNamespace(n=n, s=s, t=t, agree=(s.top == t.top).double(), kl=_kl_rows(t.log_p, s.log_p).double().clamp(min=0), y=targets,
+    return SimpleNamespace(n=n, s=s, t=t, agree=(s.top == t.top).double(), kl=kl_rows(t.log_p, s.log_p).double().clamp(min=0), y=targets,
         seen=(targets != -100).double(), classes=student_logits.shape[-1], even=torch.full((n,), 1/n, dtype=torch.double))
 
 # %% ../nbs/04_fidelity.ipynb #b9ab23f0
@@ -198,10 +198,10 @@ def reliability(
     "The data of a reliability diagram of the top class. Raises `ValueError` if no row has a label."
     import pandas as pd
     if n_bins < 1: raise ValueError(f'n_bins is {n_bins}; expected at least 1')
-    logits, targets = _labelled(reduce_ensemble_logits(_plain(logits).detach().cpu()), _plain(targets).cpu())
+    logits, targets = labelled_rows(reduce_ensemble_logits(plain_tensor(logits).detach().cpu()), plain_tensor(targets).cpu())
     if not len(targets): raise ValueError('no examples: expected at least one row with a target other than -100')
-    conf, right = _log_probs(logits).amax(-1).exp(), logits.argmax(-1) == targets
-    rows = pd.DataFrame(dict(bin=_bin(conf, n_bins), confidence=conf.double(), accuracy=right.double())).groupby('bin')
+    conf, right = log_probs(logits).amax(-1).exp(), logits.argmax(-1) == targets
+    rows = pd.DataFrame(dict(bin=confidence_bin(conf, n_bins), confidence=conf.double(), accuracy=right.double())).groupby('bin')
     table = rows.mean().assign(count=rows.size()).reindex(range(n_bins)).fillna({'count': 0}).astype({'count': int})
     table.insert(0, 'low', table.index/n_bins); table.insert(1, 'high', (table.index + 1)/n_bins)
     return table[['low', 'high', 'count', 'confidence', 'accuracy']]

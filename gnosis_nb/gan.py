@@ -23,7 +23,7 @@ from IPython.display import display
 
 from .data.loaders import ImageLoader, show_images
 from .data.images import ImageSets, normalizer
-from .engine import StepEngine, divergence, grad_norm, _autocast
+from .engine import StepEngine, divergence, grad_norm, autocast
 from .learner import optimizer
 from .models.sngan import noise_like
 from .quality import SampleQuality
@@ -167,7 +167,7 @@ def _step(self:GANEngine, *tensors): # real images and noise: of the discriminat
     gan, (*real, z) = self.model, tensors
     self.opt.zero_grad()
     gan.discriminator.requires_grad_(bool(real))
-    with _autocast(self.device, self.picked):
+    with autocast(self.device, self.picked):
         with torch.set_grad_enabled(not real): fake = gan.generator(z)
         loss = self.disc_loss(*_both(gan.discriminator, *real, fake)) if real else self.gen_loss(scores(gan.discriminator, fake))
     loss.backward()

@@ -24,9 +24,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.patheffects import withStroke
 from torch.func import functional_call, vmap
 
-from .initialize import _check_state, reestimate_batchnorm
+from .initialize import check_same_shapes, reestimate_batchnorm
 from .losses import ForwardCrossEntropy, reduce_ensemble_logits
-from .metrics import _plain, evaluating
+from .metrics import plain_tensor, evaluating
 
 # %% ../nbs/35_landscape.ipynb #a3b24317
 def _stack(states, device):
@@ -48,7 +48,7 @@ class Plane:
         third:Mapping, # at (a, b), b > 0
     ):
         self.states, self.names = [first, second, third], [n for n, _ in net.named_parameters()]
-        for o in self.states: _check_state(o, net.state_dict())
+        for o in self.states: check_same_shapes(o, net.state_dict())
         self.origin = self._vector(first)
         u, w = (self._vector(o) - self.origin for o in (second, third))
         self.u = u / u.norm()
@@ -91,7 +91,7 @@ def _remember(dl, device, teacher=None):
     with torch.no_grad():
         out = []
         for x, y, *_ in dl:
-            x, y = (_plain(o) for o in to_device((x, y), device))
+            x, y = (plain_tensor(o) for o in to_device((x, y), device))
             out.append((x, y, None if teacher is None else teacher(x)))
     if not out: raise ValueError("dl: expected at least one batch (x, y)")
     return out
@@ -143,7 +143,7 @@ def evaluate_mixtures(
     if batchnorm not in ('reestimate', 'interpolate'): raise ValueError(f"batchnorm={batchnorm!r}: expected 'reestimate' or 'interpolate'")
     shares = torch.as_tensor(shares)
     if shares.ndim != 2 or shares.shape[1] != len(states): raise ValueError(f"shares: has shape {tuple(shares.shape)}, expected [n, {len(states)}], one share of each state")
-    for o in states: _check_state(o, net.state_dict())
+    for o in states: check_same_shapes(o, net.state_dict())
     device = next(net.parameters()).device
     chunk = chunk or (1 if device.type == 'cpu' else 16)
     net = copy.deepcopy(net).requires_grad_(False)

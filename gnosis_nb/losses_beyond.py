@@ -10,7 +10,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 
-from .losses import AveragedSymmetrizedKL, LOSSES, _DistillationLoss, _kl, _wide, reduce_ensemble_logits
+from .losses import AveragedSymmetrizedKL, LOSSES, DistillationLoss, kl_divergence, at_least_float32, reduce_ensemble_logits
 
 # %% ../nbs/03_losses_beyond.ipynb #67a4f9f2
 def _others(log_p, y):
@@ -22,14 +22,14 @@ def _others(log_p, y):
 def _binary_kl(log_p, log_q, y):
     "KL in nats [batch, 1] between 'class y' and 'another class'."
     p, q = (torch.cat([o.gather(-1, y), _others(o, y).logsumexp(-1, keepdim=True)], -1) for o in (log_p, log_q))
-    return _kl(p, q)
+    return kl_divergence(p, q)
 
 def _others_kl(log_p, log_q, y):
     "KL in nats [batch, 1] between the distributions over the classes other than y."
-    return _kl(*(_others(o, y).log_softmax(-1) for o in (log_p, log_q)))
+    return kl_divergence(*(_others(o, y).log_softmax(-1) for o in (log_p, log_q)))
 
 # %% ../nbs/03_losses_beyond.ipynb #45f5adf1
-class DecoupledKD(_DistillationLoss):
+class DecoupledKD(DistillationLoss):
     "τ²(α·TCKD + β·NCKD): confidence and the order of the other classes, weighed separately. (Zhao et al. 2022, eq. 7)"
     tau_squared = True
 
@@ -57,7 +57,7 @@ def _pearson_loss(a, b, dim):
     return 1 - F.cosine_similarity(*(o - o.mean(dim, keepdim=True) for o in (a, b)), dim)
 
 # %% ../nbs/03_losses_beyond.ipynb #f388a4ea
-class DIST(_DistillationLoss):
+class DIST(DistillationLoss):
     """τ²(β·inter + γ·intra): one minus the correlation of the probabilities within each example, and within each class over the batch.
     Where τ differs between examples, the second part has their mean τ². (Huang et al. 2022)"""
     def __init__(self,
@@ -85,7 +85,7 @@ def standardize_logits(
     eps:float=1e-7, # added to the standard deviation
 ) -> Tensor: # [batch, classes], each row with mean 0 and standard deviation 1
     "Each example's logits less their mean, divided by their (population) standard deviation. (Sun et al. 2024, Z-score)"
-    z = _wide(reduce_ensemble_logits(logits))
+    z = at_least_float32(reduce_ensemble_logits(logits))
     return (z - z.mean(-1, keepdim=True))/(z.std(-1, keepdim=True, correction=0) + eps)
 
 # %% ../nbs/03_losses_beyond.ipynb #c5c9a17b

@@ -20,11 +20,30 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .schema import ConfigError, Group, read_group, suggest_setting
 from .settings import ImageClassification, ImageGeneration, TextClassification
+
+# %% ../nbs/59_cli.ipynb #5a8db06e
+def _is_users(error):
+    "Does one sentence explain this error to a user?"
+    if isinstance(error, (ConfigError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)): return True
+    from gnosis_nb.checkpoint import CheckpointError
+    from gnosis_nb.runs import RunLocked
+    from gnosis_nb.stores import StoreError
+    return isinstance(error, (CheckpointError, RunLocked, StoreError))
+
+def _one_line(error, settings):
+    "What a user needs to know of an error, in one line."
+    text = ' '.join(str(error).split()).split(' Config search path')[0]
+    text = re.sub(r'^Exception occured in .+? when calling event .+?: ', '', text)     # fastai's preface
+    key = re.search(r"full_key: ([\w.]+)|Could not override '([\w./]+)'", text)
+    if key and 'not in struct' in f'{text} {error.__cause__}':
+        name = key[1] or key[2]
+        return f"{name}: unknown key{suggest_setting(name, settings)}"
+    return text
 
 # %% ../nbs/59_cli.ipynb #c3f8a7a8
 COMMANDS = dict(image_classification=ImageClassification, text_classification=TextClassification, image_generation=ImageGeneration)
@@ -65,7 +84,7 @@ def compose_sweep(
         jobs = BasicSweeper.split_arguments(_axes(command, overrides), None)[0]
         return [(job, _typed(hydra.compose(command, job), command)) for job in jobs]
 
-# %% ../nbs/59_cli.ipynb #388e3f82
+# %% ../nbs/59_cli.ipynb #9da0bc27
 _CONFIG = files('gnosis_nb')/'config'
 
 def _walk(node, lines, prefix):
@@ -123,25 +142,6 @@ def help_page(
             *map(_options, groups), '', 'Settings, with these overrides:' if overrides else 'Settings and their defaults:', '']
     return '\n'.join([*head, *_page(values, _comments(command, choices))])
 
-# %% ../nbs/59_cli.ipynb #5a8db06e
-def _is_users(error):
-    "Does one sentence explain this error to a user?"
-    if isinstance(error, (ConfigError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)): return True
-    from gnosis_nb.checkpoint import CheckpointError
-    from gnosis_nb.runs import RunLocked
-    from gnosis_nb.stores import StoreError
-    return isinstance(error, (CheckpointError, RunLocked, StoreError))
-
-def _one_line(error, settings):
-    "What a user needs to know of an error, in one line."
-    text = ' '.join(str(error).split()).split(' Config search path')[0]
-    text = re.sub(r'^Exception occured in .+? when calling event .+?: ', '', text)     # fastai's preface
-    key = re.search(r"full_key: ([\w.]+)|Could not override '([\w./]+)'", text)
-    if key and 'not in struct' in f'{text} {error.__cause__}':
-        name = key[1] or key[2]
-        return f"{name}: unknown key{suggest_setting(name, settings)}"
-    return text
-
 # %% ../nbs/59_cli.ipynb #eebb59a1
 class Sweep(Callback):
     "Tells the process that begins a multirun where its folder is."
@@ -176,7 +176,7 @@ def run_command(
     else: from gnosis_nb.experiment import image_classification as task
     return task(cfg, say)
 
-# %% ../nbs/59_cli.ipynb #64d12a9c
+# %% ../nbs/59_cli.ipynb #335e1fc4
 def _terminated(number, frame): sys.exit(128 + number)
 
 def _heed_termination():

@@ -5,11 +5,9 @@
 # %% auto #0
 __all__ = ['network_spec', 'build_network', 'learner_options', 'check_optimizers', 'fit', 'fit_all']
 
-# %% ../nbs/53_fitting.ipynb #b2e99203
-from collections.abc import Callable
+# %% ../nbs/53_fitting.ipynb #4be97bc8
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import torch
 from fastai.callback.progress import ProgressCallback
@@ -26,7 +24,7 @@ from .resume import KeepState
 from .runs import Run
 from .settings import (Classification, ConfigError, Recipe, Settings, blame, network_options, student_recipe, teacher_recipe)
 
-# %% ../nbs/53_fitting.ipynb #961862ed
+# %% ../nbs/53_fitting.ipynb #c44c65ec
 def network_spec(
     cfg:Settings, # of a classification, or of a GAN's judge
     who:str, # 'classifier' or 'teacher'
@@ -46,7 +44,7 @@ def build_network(
         with blame(who): return build_classifier(**network_spec(cfg, who, inputs), seed=seed)
     except ConfigError as e: raise ConfigError(str(e).replace(f'{who}.input_size=', 'dataset.size=')) from e
 
-# %% ../nbs/53_fitting.ipynb #799a1c4e
+# %% ../nbs/53_fitting.ipynb #78a741b2
 def learner_options(
     how:Recipe, # of the network
     trainer, # settings of precision, compilation and memory format
@@ -65,7 +63,7 @@ def check_optimizers(
         with blame('trainer.optimizer.name'): make = optimizer(how.optimizer, **arguments)
         with blame(key): make([torch.nn.Parameter(torch.zeros(1))], lr=how.lr)
 
-# %% ../nbs/53_fitting.ipynb #c3c15ab3
+# %% ../nbs/53_fitting.ipynb #da33c4c4
 def fit(
     run:Run, # whose folder keeps the training state
     name:str, # of the network: 'student', 'teacher_0'
@@ -94,7 +92,7 @@ def fit(
         raise
     learn.model.to(memory_format=torch.contiguous_format)                    # as it is when read from its checkpoint
 
-# %% ../nbs/53_fitting.ipynb #4058a774
+# %% ../nbs/53_fitting.ipynb #157e2024
 def fit_all(
     run:Run, # whose networks they are
     prepare:dict, # name -> function that returns a Learner, and a function that fits and saves it

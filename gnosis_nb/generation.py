@@ -6,7 +6,7 @@
 __all__ = ['GENERATION', 'gan_augmentation', 'RealImages', 'load_real', 'find_judge', 'train_judge', 'pick_judge',
            'image_generation']
 
-# %% ../nbs/58_generation.ipynb #ecb3de1e
+# %% ../nbs/58_generation.ipynb #67d4ebe3
 import inspect
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +36,7 @@ from .runs import Run
 from .settings import ConfigError, ImageGeneration, blame
 from .teachers import check_known
 
-# %% ../nbs/58_generation.ipynb #407213d5
+# %% ../nbs/58_generation.ipynb #98d80551
 _NOT_MIRRORED = ('digits', 'mnist', 'emnist')
 
 def gan_augmentation(
@@ -72,7 +72,7 @@ def load_real(
     train, test = fit_images(source.train.subset(part), shape), fit_images(source.test, shape)
     return RealImages(source, ImageSets(train, test, dataset_statistics(cfg, source)))
 
-# %% ../nbs/58_generation.ipynb #b0fb3002
+# %% ../nbs/58_generation.ipynb #506d0961
 def _check(cfg):
     opt = cfg.trainer.optimizer
     with blame('trainer.optimizer.name'): cls = optimizer(opt.name).keywords['opt']
@@ -86,7 +86,7 @@ def _check(cfg):
 def _build(cfg, real):
     with blame('classifier'): build_classifier(**network_spec(cfg, 'classifier', real))
 
-# %% ../nbs/58_generation.ipynb #f56bc580
+# %% ../nbs/58_generation.ipynb #1419f2e4
 def _judge_facts(real):
     sets = real.sets
     return dict(images=sets.train.fingerprint(), classes=sets.train.num_classes, normalization='unitcube')
@@ -125,7 +125,7 @@ def train_judge(
     run.drop_state('judge_0')
     return path
 
-# %% ../nbs/58_generation.ipynb #7f5c77ec
+# %% ../nbs/58_generation.ipynb #bbec725e
 def _named_judge(cfg, real, device):
     "The judge's name, with `auto` decided."
     if cfg.judge.name != 'auto': return cfg.judge.name
@@ -169,7 +169,7 @@ def pick_judge(
     run.set_state('running', judge=facts)
     return judge
 
-# %% ../nbs/58_generation.ipynb #8f66ea5b
+# %% ../nbs/58_generation.ipynb #94dc2f4a
 def _prepare_gan(cfg, run, real, device, judge):
     "The Learner of the two networks and its table."
     t, sets, seed = cfg.trainer, real.sets, derive_seed(cfg.seed, 'gan')
@@ -215,7 +215,7 @@ def _work(cfg, real, run, start, device):
     run.summarize(**{k: v for k, v in table.rows[-1].items() if k not in ('epoch', 'lr')})
     run.say(_format_scores(run))
 
-# %% ../nbs/58_generation.ipynb #df56920f
+# %% ../nbs/58_generation.ipynb #4421b11a
 GENERATION = Stages(_check, load_real, _build, lambda cfg, real, run: None, _work, _format_scores)
 
 def _fit_periods(cfg):

@@ -10,7 +10,7 @@ __all__ = ['Natural', 'Count', 'Seed', 'NumpySeed', 'Positive', 'NotNegative', '
 import difflib, math, re, types
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import lru_cache
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -46,7 +46,7 @@ Share = Annotated[float, Range('in [0, 1]', lambda v: 0 <= v <= 1)]
 Decay = Annotated[float, Range('in [0, 1)', lambda v: 0 <= v < 1)]
 Switch = Literal['auto', True, False]
 
-# %% ../nbs/50_schema.ipynb #ff9c9738
+# %% ../nbs/50_schema.ipynb #362e4b05
 _WORDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a word', dict: 'a mapping', type(None): 'null'}
 
 def _in_words(kind):
@@ -87,7 +87,7 @@ def _accept_any(kinds, value, wrong):
         except ValueError: continue
     raise wrong
 
-# %% ../nbs/50_schema.ipynb #392e3227
+# %% ../nbs/50_schema.ipynb #70a7b8ea
 @lru_cache(maxsize=None)
 def _kinds(cls): return get_type_hints(cls, include_extras=True)
 
@@ -99,7 +99,7 @@ class Group:
             try: object.__setattr__(self, key, accept(kind, value))
             except ValueError as e: raise ConfigError(f"{key}={value!r}: {e}") from None
 
-# %% ../nbs/50_schema.ipynb #c89675a6
+# %% ../nbs/50_schema.ipynb #6d6e0d66
 def variants(
     cls:type, # a group
 ) -> dict: # name -> class; empty for a group without variants
@@ -110,7 +110,7 @@ def variants(
     for o in cls.__subclasses__(): found.update(variants(o))
     return found
 
-# %% ../nbs/50_schema.ipynb #7ae54758
+# %% ../nbs/50_schema.ipynb #2a586a4b
 def _pick(cls, values):
     "The class that `values` are of."
     choices, name = variants(cls), values.get('name')
@@ -123,7 +123,7 @@ def setting_names(
 ) -> list: # 'trainer.num_epochs', …, of all variants
     "Every key there can be below a group."
     names = {}                                                               # keeps the order
-    for one in {cls, *variants(cls).values()}:
+    for one in dict.fromkeys([cls, *variants(cls).values()]):
         for key, kind in _kinds(one).items():
             inner = [f'{key}.{o}' for o in setting_names(kind)] if is_dataclass(kind) else [key]
             names.update(dict.fromkeys(inner))

@@ -12,9 +12,9 @@ __all__ = ['Subsample', 'ShuffleTargets', 'Statistics', 'ShrinkTexts', 'ShrinkIm
            'Schedule', 'TextTrainer', 'ImageTrainer', 'Loader', 'ImageLoading', 'TextLoading', 'TextDistillation',
            'ImageDistillation', 'Logger', 'S3Logger', 'Settings', 'Recipe', 'student_recipe', 'teacher_recipe',
            'Classification', 'TextClassification', 'ImageClassification', 'network_options', 'GANOptimizer',
-           'LinearDecay', 'GANTrainer', 'GANLoading', 'Judge', 'ImageGeneration']
+           'LinearDecay', 'GANTrainer', 'GANLoading', 'Judge', 'ImageGeneration', 'ConfigError', 'as_dict', 'blame']
 
-# %% ../nbs/51_settings.ipynb #8f591a01
+# %% ../nbs/51_settings.ipynb #7309d73f
 import math
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
@@ -22,7 +22,9 @@ from typing import Annotated, Literal
 from gnosis_nb.schema import (ConfigError, Count, Decay, Group, Natural, NotNegative, NumpySeed, Positive, Range, Seed, Share, Switch,
     as_dict, blame)
 
-# %% ../nbs/51_settings.ipynb #5c90fee6
+_all_ = ['ConfigError', 'as_dict', 'blame']
+
+# %% ../nbs/51_settings.ipynb #3956eba7
 @dataclass(frozen=True)
 class Subsample(Group):
     ratio:Share
@@ -51,7 +53,7 @@ class ShrinkTexts(Group):
 class ShrinkImages(ShrinkTexts):
     size:Count | None
 
-# %% ../nbs/51_settings.ipynb #2104cca2
+# %% ../nbs/51_settings.ipynb #fb147ef1
 @dataclass(frozen=True)
 class ImageDataset(Group):
     "Images. The sets named here have no options of their own."
@@ -107,7 +109,7 @@ class ImageNetSettings(ImageDataset):
     resize:Count
     memory_limit:NotNegative
 
-# %% ../nbs/51_settings.ipynb #df19054c
+# %% ../nbs/51_settings.ipynb #48d71417
 @dataclass(frozen=True)
 class TextDataset(Group):
     "Texts."
@@ -132,7 +134,7 @@ class SentencesSettings(TextDataset):
     noise:Share
     seed:NumpySeed
 
-# %% ../nbs/51_settings.ipynb #3712bccd
+# %% ../nbs/51_settings.ipynb #581c401a
 @dataclass(frozen=True)
 class RandomApply(Group):
     p:Share
@@ -155,7 +157,7 @@ class AugmentationSettings(Group):
     def options(self): # -> arguments of each transform, by its name
         return {k: v for k, v in asdict(self).items() if k not in ('transforms_list', 'random_apply', 'normalization')}
 
-# %% ../nbs/51_settings.ipynb #b8d6d98c
+# %% ../nbs/51_settings.ipynb #fadd7764
 @dataclass(frozen=True)
 class Classifier(Group):
     "A network. LeNet has no options."
@@ -187,7 +189,7 @@ class LSTMSettings(Classifier):
     depth:Count
     bidirectional:bool
 
-# %% ../nbs/51_settings.ipynb #c7415a6e
+# %% ../nbs/51_settings.ipynb #d45df832
 @dataclass(frozen=True)
 class Loss(Group):
     "A loss without options of its own."
@@ -227,7 +229,7 @@ class StandardizedLoss(Loss):
     name:Literal['logit_standardization']
     loss:str
 
-# %% ../nbs/51_settings.ipynb #a75d8b95
+# %% ../nbs/51_settings.ipynb #1b25d545
 @dataclass(frozen=True)
 class SNGANWidth(Group):
     k:Count
@@ -261,7 +263,7 @@ class DCGANSettings(DensityModel):
     def options(self): # -> arguments of the two networks
         return dict(nz=self.nz, ngf=self.ngf, ndf=self.ndf)
 
-# %% ../nbs/51_settings.ipynb #b73ae70c
+# %% ../nbs/51_settings.ipynb #bc50d3fe
 @dataclass(frozen=True)
 class StudentStart(Group):
     type:Literal['init', 'final'] | None
@@ -293,7 +295,7 @@ class Teacher(Group):
     independent:bool
     trainer:TeacherTrainer
 
-# %% ../nbs/51_settings.ipynb #039bce48
+# %% ../nbs/51_settings.ipynb #3049dcf6
 @dataclass(frozen=True)
 class Optimizer(Group):
     name:str
@@ -326,7 +328,7 @@ class ImageTrainer(TextTrainer):
     freeze_bn:bool
     channels_last:Switch
 
-# %% ../nbs/51_settings.ipynb #5c308f42
+# %% ../nbs/51_settings.ipynb #e43c58f0
 @dataclass(frozen=True)
 class Loader(Group):
     batch_size:Count
@@ -362,7 +364,7 @@ class ImageDistillation(TextDistillation):
     mixup_portion:Share
     synth_ratio:NotNegative
 
-# %% ../nbs/51_settings.ipynb #1910893c
+# %% ../nbs/51_settings.ipynb #04f1aba2
 @dataclass(frozen=True)
 class Logger(Group):
     "A run's folder stays on this machine."
@@ -397,7 +399,7 @@ class Settings(Group):
 
     def check(self): "Raise a `ConfigError` for settings that contradict each other."
 
-# %% ../nbs/51_settings.ipynb #b6f78e4b
+# %% ../nbs/51_settings.ipynb #c7550994
 @dataclass(frozen=True)
 class Recipe:
     "How a network is trained: epochs, batch size, and the arguments of its Learner."
@@ -432,7 +434,7 @@ def _check_recipe(how, prefix, optimizer):
         raise ConfigError(f"trainer.lr_scheduler.warmup_epochs={how.warmup}: expected fewer than {prefix}.num_epochs={how.num_epochs}")
     if how.nesterov and not how.momentum: raise ConfigError(f"{optimizer}.nesterov=True: needs trainer.optimizer.momentum > 0")
 
-# %% ../nbs/51_settings.ipynb #d05b56d5
+# %% ../nbs/51_settings.ipynb #c6ac4d30
 @dataclass(frozen=True)
 class Classification(Settings):
     "Teachers, a student, and the comparison of the two."
@@ -500,7 +502,7 @@ class ImageClassification(Classification):
         if not load.splits and not load.extra:
             raise ConfigError("distill_loader.splits=[]: expected a split of the training set, or images of distill_loader.extra")
 
-# %% ../nbs/51_settings.ipynb #cbdf1b96
+# %% ../nbs/51_settings.ipynb #f0a4f143
 def network_options(
     cfg:Classification, # settings
     who:str, # 'classifier' or 'teacher'
@@ -513,7 +515,7 @@ def network_options(
     if teacher.name != student['name']: return own
     return {**{k: v for k, v in student.items() if k != 'depth'}, **own}
 
-# %% ../nbs/51_settings.ipynb #4772ecdb
+# %% ../nbs/51_settings.ipynb #2fa761f0
 @dataclass(frozen=True)
 class GANOptimizer(Group):
     name:str
@@ -551,7 +553,7 @@ class Judge(Group):
     name:Literal['auto', 'none', 'classifier', 'inception', 'inception_logits']
     ckpt_path:str | None
 
-# %% ../nbs/51_settings.ipynb #10c38979
+# %% ../nbs/51_settings.ipynb #92324b07
 @dataclass(frozen=True)
 class ImageGeneration(Settings):
     "`gnosis-image-generation`."

@@ -12,9 +12,10 @@ __all__ = ['Subsample', 'ShuffleTargets', 'Statistics', 'ShrinkTexts', 'ShrinkIm
            'Schedule', 'TextTrainer', 'ImageTrainer', 'Loader', 'ImageLoading', 'TextLoading', 'TextDistillation',
            'ImageDistillation', 'Logger', 'S3Logger', 'Settings', 'Recipe', 'student_recipe', 'teacher_recipe',
            'Classification', 'TextClassification', 'ImageClassification', 'network_options', 'GANOptimizer',
-           'LinearDecay', 'GANTrainer', 'GANLoading', 'Judge', 'ImageGeneration', 'ConfigError', 'as_dict', 'blame']
+           'LinearDecay', 'GANTrainer', 'GANLoading', 'JudgeSettings', 'ImageGeneration', 'ConfigError', 'as_dict',
+           'blame']
 
-# %% ../nbs/51_settings.ipynb #7309d73f
+# %% ../nbs/51_settings.ipynb #a7f6eb3f
 import math
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
@@ -24,7 +25,7 @@ from gnosis_nb.schema import (ConfigError, Count, Decay, Group, Natural, NotNega
 
 _all_ = ['ConfigError', 'as_dict', 'blame']
 
-# %% ../nbs/51_settings.ipynb #3956eba7
+# %% ../nbs/51_settings.ipynb #1de4e5aa
 @dataclass(frozen=True)
 class Subsample(Group):
     ratio:Share
@@ -53,7 +54,7 @@ class ShrinkTexts(Group):
 class ShrinkImages(ShrinkTexts):
     size:Count | None
 
-# %% ../nbs/51_settings.ipynb #fb147ef1
+# %% ../nbs/51_settings.ipynb #45cd10c4
 @dataclass(frozen=True)
 class ImageDataset(Group):
     "Images. The sets named here have no options of their own."
@@ -109,7 +110,7 @@ class ImageNetSettings(ImageDataset):
     resize:Count
     memory_limit:NotNegative
 
-# %% ../nbs/51_settings.ipynb #48d71417
+# %% ../nbs/51_settings.ipynb #6649bb3f
 @dataclass(frozen=True)
 class TextDataset(Group):
     "Texts."
@@ -134,7 +135,7 @@ class SentencesSettings(TextDataset):
     noise:Share
     seed:NumpySeed
 
-# %% ../nbs/51_settings.ipynb #581c401a
+# %% ../nbs/51_settings.ipynb #6cc6a194
 @dataclass(frozen=True)
 class RandomApply(Group):
     p:Share
@@ -157,7 +158,7 @@ class AugmentationSettings(Group):
     def options(self): # -> arguments of each transform, by its name
         return {k: v for k, v in asdict(self).items() if k not in ('transforms_list', 'random_apply', 'normalization')}
 
-# %% ../nbs/51_settings.ipynb #fadd7764
+# %% ../nbs/51_settings.ipynb #d6faf4ad
 @dataclass(frozen=True)
 class Classifier(Group):
     "A network. LeNet has no options."
@@ -189,7 +190,7 @@ class LSTMSettings(Classifier):
     depth:Count
     bidirectional:bool
 
-# %% ../nbs/51_settings.ipynb #d45df832
+# %% ../nbs/51_settings.ipynb #4aa2300d
 @dataclass(frozen=True)
 class Loss(Group):
     "A loss without options of its own."
@@ -229,7 +230,7 @@ class StandardizedLoss(Loss):
     name:Literal['logit_standardization']
     loss:str
 
-# %% ../nbs/51_settings.ipynb #1b25d545
+# %% ../nbs/51_settings.ipynb #a87085b6
 @dataclass(frozen=True)
 class SNGANWidth(Group):
     k:Count
@@ -263,7 +264,7 @@ class DCGANSettings(DensityModel):
     def options(self): # -> arguments of the two networks
         return dict(nz=self.nz, ngf=self.ngf, ndf=self.ndf)
 
-# %% ../nbs/51_settings.ipynb #bc50d3fe
+# %% ../nbs/51_settings.ipynb #b2d578f3
 @dataclass(frozen=True)
 class StudentStart(Group):
     type:Literal['init', 'final'] | None
@@ -295,7 +296,7 @@ class Teacher(Group):
     independent:bool
     trainer:TeacherTrainer
 
-# %% ../nbs/51_settings.ipynb #3049dcf6
+# %% ../nbs/51_settings.ipynb #ecd4458b
 @dataclass(frozen=True)
 class Optimizer(Group):
     name:str
@@ -328,7 +329,7 @@ class ImageTrainer(TextTrainer):
     freeze_bn:bool
     channels_last:Switch
 
-# %% ../nbs/51_settings.ipynb #e43c58f0
+# %% ../nbs/51_settings.ipynb #4c1346ae
 @dataclass(frozen=True)
 class Loader(Group):
     batch_size:Count
@@ -364,7 +365,7 @@ class ImageDistillation(TextDistillation):
     mixup_portion:Share
     synth_ratio:NotNegative
 
-# %% ../nbs/51_settings.ipynb #04f1aba2
+# %% ../nbs/51_settings.ipynb #e15df0bc
 @dataclass(frozen=True)
 class Logger(Group):
     "A run's folder stays on this machine."
@@ -399,7 +400,7 @@ class Settings(Group):
 
     def check(self): "Raise a `ConfigError` for settings that contradict each other."
 
-# %% ../nbs/51_settings.ipynb #c7550994
+# %% ../nbs/51_settings.ipynb #2f6abefa
 @dataclass(frozen=True)
 class Recipe:
     "How a network is trained: epochs, batch size, and the arguments of its Learner."
@@ -434,7 +435,7 @@ def _check_recipe(how, prefix, optimizer):
         raise ConfigError(f"trainer.lr_scheduler.warmup_epochs={how.warmup}: expected fewer than {prefix}.num_epochs={how.num_epochs}")
     if how.nesterov and not how.momentum: raise ConfigError(f"{optimizer}.nesterov=True: needs trainer.optimizer.momentum > 0")
 
-# %% ../nbs/51_settings.ipynb #c6ac4d30
+# %% ../nbs/51_settings.ipynb #c76379b6
 @dataclass(frozen=True)
 class Classification(Settings):
     "Teachers, a student, and the comparison of the two."
@@ -502,7 +503,7 @@ class ImageClassification(Classification):
         if not load.splits and not load.extra:
             raise ConfigError("distill_loader.splits=[]: expected a split of the training set, or images of distill_loader.extra")
 
-# %% ../nbs/51_settings.ipynb #f0a4f143
+# %% ../nbs/51_settings.ipynb #5902d8a2
 def network_options(
     cfg:Classification, # settings
     who:str, # 'classifier' or 'teacher'
@@ -515,7 +516,7 @@ def network_options(
     if teacher.name != student['name']: return own
     return {**{k: v for k, v in student.items() if k != 'depth'}, **own}
 
-# %% ../nbs/51_settings.ipynb #2fa761f0
+# %% ../nbs/51_settings.ipynb #6eeb2871
 @dataclass(frozen=True)
 class GANOptimizer(Group):
     name:str
@@ -549,11 +550,11 @@ class GANLoading(Group):
     num_workers:Natural | None
 
 @dataclass(frozen=True)
-class Judge(Group):
+class JudgeSettings(Group):
     name:Literal['auto', 'none', 'classifier', 'inception', 'inception_logits']
     ckpt_path:str | None
 
-# %% ../nbs/51_settings.ipynb #92324b07
+# %% ../nbs/51_settings.ipynb #3614d283
 @dataclass(frozen=True)
 class ImageGeneration(Settings):
     "`gnosis-image-generation`."
@@ -563,7 +564,7 @@ class ImageGeneration(Settings):
     density_model:DensityModel
     trainer:GANTrainer
     dataloader:GANLoading
-    judge:Judge
+    judge:JudgeSettings
 
     def check(self):
         self._check_trainer()

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['derive_seed', 'set_seed', 'pick_device']
 
-# %% ../nbs/38_reproducible.ipynb #1951829c
+# %% ../nbs/38_reproducible.ipynb #d6e43eb7
 import random, zlib
 
 import numpy as np
 import torch
 
-# %% ../nbs/38_reproducible.ipynb #2a27e767
+# %% ../nbs/38_reproducible.ipynb #fa4b699e
 def derive_seed(
     seed:int, # the run's
     *names, # what the new seed is for
@@ -20,7 +20,7 @@ def derive_seed(
     part = zlib.crc32('/'.join(map(str, names)).encode())
     return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
 
-# %% ../nbs/38_reproducible.ipynb #ad396797
+# %% ../nbs/38_reproducible.ipynb #b5cf4aad
 def set_seed(
     seed:int, # the run's
 ):
@@ -29,7 +29,7 @@ def set_seed(
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-# %% ../nbs/38_reproducible.ipynb #e3cde6a3
+# %% ../nbs/38_reproducible.ipynb #301840e2
 def _best_device():
     if torch.cuda.is_available(): return 'cuda'
     return 'mps' if torch.backends.mps.is_available() else 'cpu'
@@ -37,10 +37,11 @@ def _best_device():
 def pick_device(
     name:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', …
 )->torch.device:
-    "The device called `name`; 'auto' takes CUDA, then MPS, then the CPU. Raises `ValueError` for one that is not available."
+    "The device called `name`; 'auto' takes CUDA, then MPS, then the CPU. `ValueError` if it is not available."
     try:
         number = torch.zeros(1, device=_best_device() if name == 'auto' else name)
         number.cpu()
         return number.device
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise ValueError(f"device={name}: expected a device that is available here ({str(e).splitlines()[0]})") from None
+        why = str(e).splitlines()[0]
+        raise ValueError(f"device={name}: expected a device that is available here ({why})") from None

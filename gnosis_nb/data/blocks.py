@@ -35,7 +35,7 @@ POLICIES = dict(
     baseline={},
     rotation=dict(transforms_list=['rotation']),                             # ±20°
     vertical_flip=dict(transforms_list=['vertical_flip']),
-    color_jitter=dict(transforms_list=['colorjitter']),                      # ±0.2 brightness, contrast, saturation, hue
+    colorjitter=dict(transforms_list=['colorjitter']),                      # ±0.2 brightness, contrast, saturation, hue
     comb_aug=dict(transforms_list=['rotation', 'vertical_flip', 'colorjitter']),
     mixup=dict(mixup_alpha=1.),                                              # λ ~ U[0, 1]
     gan=dict(synth_ratio=.25),                                               # one synthetic image to four real ones

@@ -88,7 +88,7 @@ def compose_sweep(
         jobs = BasicSweeper.split_arguments(_axes(command, overrides), None)[0]
         return [(job, _typed(hydra.compose(command, job), command)) for job in jobs]
 
-# %% ../nbs/59_cli.ipynb #d06b69fe
+# %% ../nbs/59_cli.ipynb #bdb1d194
 _CONFIG = files('gnosis_nb')/'config'
 
 def _walk(node, lines, prefix):
@@ -157,7 +157,7 @@ class Sweep(Callback):
     folder = None
     def on_multirun_start(self, config, **kwargs):
         Sweep.folder = Path(config.hydra.sweep.dir)
-        for o in (Sweep.folder/'failures').glob('*.txt'): o.unlink()         # of an earlier sweep in this folder
+        for o in (Sweep.folder/'failures').glob('*.txt'): o.unlink()         # of an earlier sweep
 
 def _note(error, settings):
     "Leave a note on the job that this process has run, in the folder of its sweep."
@@ -186,7 +186,7 @@ def run_command(
     else: from gnosis_nb.experiment import image_classification as task
     return task(cfg, say)
 
-# %% ../nbs/59_cli.ipynb #c8e4e937
+# %% ../nbs/59_cli.ipynb #bbf6ed72
 def _terminated(number, frame): sys.exit(128 + number)
 
 def _heed_termination():

@@ -6,7 +6,7 @@
 __all__ = ['CLASSIFICATION', 'first_weights', 'build_loss', 'prepare_student', 'check_buildable', 'claim', 'Stages', 'conduct',
            'image_classification', 'text_classification']
 
-# %% ../nbs/57_experiment.ipynb #d01a3c43
+# %% ../nbs/57_experiment.ipynb #efec2f71
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -34,7 +34,7 @@ from .settings import (Classification, ConfigError, ImageClassification, Setting
 from .stores import StoreUnreachable
 from .teachers import complete_teachers, load_teachers, open_bucket
 
-# %% ../nbs/57_experiment.ipynb #f3bc58cb
+# %% ../nbs/57_experiment.ipynb #6e0dfbe8
 def first_weights(
     path:str|Path, # of a teacher's checkpoint
 )->dict: # state dict
@@ -56,7 +56,7 @@ def _start_student(cfg, net, teacher, path, dl, how):
                                 how.eta_min)
     return replace(how, lr=lr)
 
-# %% ../nbs/57_experiment.ipynb #3be0ff5d
+# %% ../nbs/57_experiment.ipynb #108aff3b
 def build_loss(
     cfg:Classification, # settings
 ):
@@ -94,7 +94,7 @@ def prepare_student(
                  spec=network_spec(cfg, 'classifier', inputs))
     return learn, train
 
-# %% ../nbs/57_experiment.ipynb #c67a2e24
+# %% ../nbs/57_experiment.ipynb #3932e9e5
 def check_buildable(
     cfg:Classification, # settings
     inputs:Inputs, # their data
@@ -109,13 +109,13 @@ def check_buildable(
     generator, _ = build_generator(cfg, inputs.sets, 'cpu', say=lambda s: None)
     student_batches(inputs, 'cpu', 0, generator)
 
-# %% ../nbs/57_experiment.ipynb #c8e62d9d
+# %% ../nbs/57_experiment.ipynb #9ea602f1
 def _mirror(cfg, say):
     "What copies a run's folder to the bucket of `logger=s3`, for `claim_run`; None without one."
     if cfg.logger.name == 'local': return None
     store, root = open_bucket(cfg, cfg.logger.bucket_name, cfg.logger.prefix), Path(cfg.data_dir)
     try:
-        next(iter(store.list()), None)                                       # a missing or foreign bucket shows now
+        next(iter(store.list()), None)                                       # a missing bucket shows now
         send_unsent(root, store, 60, say)
     except StoreUnreachable as e: say(f"{e}; files are sent when it answers")
     return lambda folder: Mirror(folder, store, folder.relative_to(root).as_posix(), say=say)
@@ -130,7 +130,7 @@ def claim(
     folder = root/cfg.exp_name/(cfg.job_name or random_name(cfg.trial_id))
     return claim_run(root, folder, as_dict(cfg), data, cfg.resume, cfg.force, _mirror(cfg, say), say)
 
-# %% ../nbs/57_experiment.ipynb #3fbe90d5
+# %% ../nbs/57_experiment.ipynb #b96a8e31
 @dataclass
 class Stages:
     "What a command does, in the order of its fields."
@@ -165,7 +165,7 @@ def conduct(
             run.say(f"tables and weights: {run.path}; memory: {run.state['peak_memory_gb']:.1f} GB at most")
     return run
 
-# %% ../nbs/57_experiment.ipynb #b39f02f0
+# %% ../nbs/57_experiment.ipynb #a9b2587e
 def _check(cfg):
     check_optimizers(cfg)
     if isinstance(cfg, ImageClassification):

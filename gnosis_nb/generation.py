@@ -6,7 +6,7 @@
 __all__ = ['GENERATION', 'gan_augmentation', 'RealImages', 'load_real', 'find_judge', 'train_judge', 'pick_judge',
            'image_generation']
 
-# %% ../nbs/58_generation.ipynb #01bd6cd3
+# %% ../nbs/58_generation.ipynb #a501eb0b
 import inspect
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +36,7 @@ from .runs import Run
 from .settings import ConfigError, ImageGeneration, blame
 from .teachers import check_known
 
-# %% ../nbs/58_generation.ipynb #fe2c4cc0
+# %% ../nbs/58_generation.ipynb #fa529b2c
 _NOT_MIRRORED = ('digits', 'mnist', 'emnist')
 
 def gan_augmentation(
@@ -74,7 +74,7 @@ def load_real(
     train, test = fit_images(source.train.subset(part), shape), fit_images(source.test, shape)
     return RealImages(source, ImageSets(train, test, dataset_statistics(cfg, source)))
 
-# %% ../nbs/58_generation.ipynb #aa8e2a9e
+# %% ../nbs/58_generation.ipynb #970c9a4a
 def _check(cfg):
     opt = cfg.trainer.optimizer
     with blame('trainer.optimizer.name'): cls = optimizer(opt.name).keywords['opt']
@@ -90,7 +90,7 @@ def _check(cfg):
 def _build(cfg, real):
     with blame('classifier'): build_classifier(**network_spec(cfg, 'classifier', real))
 
-# %% ../nbs/58_generation.ipynb #cffa09d6
+# %% ../nbs/58_generation.ipynb #bbba140a
 def _judge_facts(real):
     sets = real.sets
     return dict(images=sets.train.fingerprint(), classes=sets.train.num_classes, normalization='unitcube')
@@ -98,8 +98,8 @@ def _judge_facts(real):
 def find_judge(
     cfg:ImageGeneration, # settings
     real:RealImages, # of the run
-)->Path|None: # a checkpoint
-    "The most accurate classifier of these images below `data_dir`, or that of `judge.ckpt_path`; None without one."
+)->Path|None: # a checkpoint; None if there is none
+    "The most accurate classifier of these images below `data_dir`, or that of `judge.ckpt_path`."
     if cfg.judge.ckpt_path: return Path(cfg.data_dir)/cfg.judge.ckpt_path
     def misfit(info, path):
         if not info.get('spec') or info.get('test_acc') is None: return 'it lacks its network or its accuracy'
@@ -132,7 +132,7 @@ def train_judge(
     run.drop_state('judge_0')
     return path
 
-# %% ../nbs/58_generation.ipynb #b74b5fb8
+# %% ../nbs/58_generation.ipynb #c4382384
 def _named_judge(cfg, real, device):
     "The judge's name, with `auto` decided."
     if cfg.judge.name != 'auto': return cfg.judge.name
@@ -177,13 +177,13 @@ def pick_judge(
     run.set_state('running', judge=facts)
     return judge
 
-# %% ../nbs/58_generation.ipynb #3679211b
+# %% ../nbs/58_generation.ipynb #8ce19bac
 def _prepare_gan(cfg, run, real, device, judge):
     "The Learner of the two networks and its table."
     t, sets, seed = cfg.trainer, real.sets, derive_seed(cfg.seed, 'gan')
     load, opt = cfg.dataloader, t.optimizer
-    dls = gan_dls(sets, load.batch_size, t.eval_period, t.gen_update_period, gan_augmentation(cfg), seed, device,
-                  load.num_workers, t.num_eval_samples)
+    dls = gan_dls(sets, load.batch_size, t.eval_period, t.gen_update_period, gan_augmentation(cfg), seed,
+                  device, load.num_workers, t.num_eval_samples)
     quality = judge and SampleQuality(judge, dls.valid, t.num_eval_samples, seed=derive_seed(seed, 'samples'))
     def draw(grid):
         fig = grid.plot()
@@ -193,8 +193,8 @@ def _prepare_gan(cfg, run, real, device, judge):
     networks = gan_networks(cfg, sets.train.shape[0], seed)
     with blame('trainer'):
         learn = gan_learner(dls, *networks, cfg.density_model.loss, opt.lr, opt.betas or (0., .9), opt.name,
-                            quality, cbs=[table, SampleGrid(sink=draw)], gen_update_period=t.gen_update_period,
-                            disc_update_period=t.disc_update_period, min_lr=decay.min_lr,
+                            quality, cbs=[table, SampleGrid(sink=draw)],
+                            gen_update_period=t.gen_update_period, disc_update_period=t.disc_update_period, min_lr=decay.min_lr,
                             decay_start=decay.start, decay_stop=decay.stop, seed=seed, precision=t.precision,
                             channels_last=t.channels_last)
     return learn, table
@@ -226,7 +226,7 @@ def _work(cfg, real, run, start, device):
     run.summarize(**{k: v for k, v in table.rows[-1].items() if k not in ('epoch', 'lr')})
     run.say(_format_scores(run))
 
-# %% ../nbs/58_generation.ipynb #17ca84bd
+# %% ../nbs/58_generation.ipynb #ffc617f6
 GENERATION = Stages(_check, load_real, _build, lambda cfg, real, run: None, _work, _format_scores)
 
 def _fit_periods(cfg):

@@ -67,8 +67,8 @@ def test_an_lstm_is_compared_at_its_final_states():
     value, = stage_cka(*nets, [x], layers=['linear:input'])
     assert 0 < value < 1
     assert list(cka_matrix(*nets, [x]).index) == ['linear']
-    with pytest.raises(ValueError, match="'lstm' is not called by LSTMClassifier"): stage_features(nets[0], x, ['lstm'])
-    with pytest.raises(ValueError, match="'embed' has 11 rows for 20 examples"): stage_features(nets[0], x, ['embed'])
+    with pytest.raises(ValueError, match="layers='lstm': expected a layer that LSTMClassifier calls"): stage_features(nets[0], x, ['lstm'])
+    with pytest.raises(ValueError, match="layers='embed': expected a row for each of 20 examples, found 11"): stage_features(nets[0], x, ['embed'])
 
 def test_compiled_forward_of_a_learner_does_not_hide_the_layers():
     net, x = network('preresnet', 0, depth=8, size=16), images(5, size=16)

@@ -108,7 +108,7 @@ def _one_model(logits, targets, n_bins):
 def _on_host(logits): return reduce_ensemble_logits(plain_tensor(logits).detach().cpu())
 
 def _examples(student_logits, teacher_logits, targets=None, n_bins=10):
-    "All columns of a pair of models, on the host. `ValueError` for different shapes, or if there are no rows."
+    "All columns of a pair of models, on the host. `ValueError` for different shapes, or without rows."
     z_s, z_t = _on_host(student_logits), _on_host(teacher_logits)
     check_pair(z_t, z_s)
     n, classes = z_s.shape
@@ -217,7 +217,7 @@ def reliability(
     targets:Tensor, # [batch] class indices; -100: no label, left out
     n_bins:int=10, # equal-width confidence bins, closed on the right
 ): # pandas.DataFrame, a row for each bin: low, high, count, mean confidence and accuracy
-    "The data of a reliability diagram of the top class; NaN in an empty bin. `ValueError` if no row has a label."
+    "The data of a reliability diagram of the top class, NaN in an empty bin. `ValueError` without any label."
     import pandas as pd
     check_bins(n_bins)
     logits, targets = labelled_rows(_on_host(logits), plain_tensor(targets).cpu())
@@ -296,7 +296,7 @@ def compare_students(
 ): # pandas.DataFrame; columns student, other, difference, low, high
     """Difference in fidelity of two students to one teacher, student less other, with paired intervals.
 
-    Rows are those of `fidelity_statistics`, without those of the teacher alone. Raises `ValueError` as it does."""
+    Rows are those of `fidelity_statistics`, without those of the teacher alone."""
     a, b = (_examples(logits, teacher_logits, targets) for logits in (student_logits, other_logits))
     statistics = {name: _STATISTICS[name] for name in _names(a) if not name.startswith('teacher')}
     differences = {name: lambda w, f=f: f(w, a) - f(w, b) for name, f in statistics.items()}

@@ -34,7 +34,8 @@ def _check_input(name, input_size, of_texts):
     if name not in CLASSIFIERS: raise ValueError(f'name={name!r}: expected one of {list(CLASSIFIERS)}')
     fitting = [other for other in CLASSIFIERS if (other in _OF_TEXTS) == of_texts]
     kind = 'texts' if of_texts else 'images'
-    if name not in fitting: raise ValueError(f'name={name!r}: expected a classifier of {kind}, one of {fitting}')
+    if name not in fitting:
+        raise ValueError(f'name={name!r}: expected a classifier of {kind}, one of {fitting}')
     sizes, least = _ONLY_SIZES.get(name, (input_size,)), _MIN_SIZE.get(name, 1)
     if input_size not in sizes:
         raise ValueError(f'input_size={input_size!r}: expected {_choices(sizes)} pixels for {name!r}')
@@ -70,8 +71,8 @@ def build_classifier(
 ) -> nn.Module: # gives logits `[batch, num_classes]`
     """A freshly initialised classifier of images or texts.
 
-    Images are `[batch, in_channels, input_size, input_size]`, texts `[1 + time, batch]`. Raises `ValueError`
-    for an unknown name or option, or an impossible size."""
+    Images are `[batch, in_channels, input_size, input_size]`, texts `[1 + time, batch]`. Raises
+    `ValueError` for an unknown name or option, or an impossible size."""
     options = {k: v for k, v in options.items() if v is not None}
     _check_input(name, input_size, 'num_words' in options)
     parameters = inspect.signature(CLASSIFIERS[name]).parameters

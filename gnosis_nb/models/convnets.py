@@ -45,8 +45,8 @@ def _vgg_features(depth, batch_norm, in_channels, input_size):
 class VGG(nn.Module):
     """VGG for small images. (Simonyan and Zisserman 2015)
 
-    Images `[batch, in_channels, input_size, input_size]` to logits `[batch, num_classes]`. Raises `ValueError`
-    for another depth or image size."""
+    Images `[batch, in_channels, input_size, input_size]` to logits `[batch, num_classes]`. Raises
+    `ValueError` for another depth or image size."""
     def __init__(self,
         num_classes:int, # number of classes
         depth:int=16, # layers with weights: 11, 13, 16 or 19

@@ -180,8 +180,8 @@ def _look(net, seen, layers, x):
         if layer not in seen:
             raise ValueError(f'layers={layer!r}: expected a layer that {type(net).__name__} calls')
         if len(seen[layer]) != len(out):
-            rows = len(seen[layer])
-            raise ValueError(f'layers={layer!r}: expected a row for each of {len(out)} examples, found {rows}')
+            found = f'found {len(seen[layer])}'
+            raise ValueError(f'layers={layer!r}: expected a row for each of {len(out)} examples, {found}')
     return [seen[layer] for layer in layers]
 
 # %% ../nbs/02_cka.ipynb #c11e5e5c
@@ -217,7 +217,7 @@ def _batches(dl, nets):
     if empty: raise ValueError('dl: expected at least one batch')
 
 def _visit(nets, layers, dl, use):
-    "Call `use` for each batch with the features of each of `nets`, a list over `layers` of [batch, channels]."
+    "Call `use` for each batch with the features of each of `nets`, a list of [batch, channels] by layer."
     with evaluating(*nets), ExitStack() as stack:
         seen = [stack.enter_context(_watching(net, names)) for net, names in zip(nets, layers)]
         for xs in _batches(dl, nets): use(*[_look(*o) for o in zip(nets, seen, layers, xs)])

@@ -41,7 +41,8 @@ def check_pair(
     for what, axis in (('classes', -1), ('rows', 0)):
         if teacher_logits.shape[axis] == student_logits.shape[axis]: continue
         t, s = tuple(teacher_logits.shape), tuple(student_logits.shape)
-        raise ValueError(f'teacher_logits.shape={t}, student_logits.shape={s}: expected as many {what} in both')
+        shapes = f'teacher_logits.shape={t}, student_logits.shape={s}'
+        raise ValueError(f'{shapes}: expected as many {what} in both')
 
 def _check_temperature(temp):
     "`temp` as a number > 0, or a tensor that broadcasts over the classes: [] or [batch, 1]."

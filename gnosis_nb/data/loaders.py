@@ -108,7 +108,7 @@ class BatchLoader(DataLoader):
 
 # %% ../../nbs/26_data.loaders.ipynb #aab7fc33
 class ImageLoader(BatchLoader):
-    "Whole batches `(x float [batch, C, H, W], y int64 [batch])`, from memory or (`ImageFiles`) from the disk."
+    "Whole batches `(x float [batch, C, H, W], y int64 [batch])`, from memory or from the disk."
     def __init__(self,
         data:ImageData|ImageFiles,  # the images and labels
         bs:int=128,                 # rows in a batch

@@ -6,7 +6,7 @@
 __all__ = ['AUGMENTATIONS', 'adjust_brightness', 'adjust_contrast', 'adjust_saturation', 'adjust_hue', 'random_colorjitter',
            'random_grayscale', 'gaussian_blur', 'random_gaussian_blur', 'Augmentation', 'augmentation']
 
-# %% ../../nbs/25_data.augment.ipynb #a966f3b1
+# %% ../../nbs/25_data.augment.ipynb #da2daf93
 from collections.abc import Callable, Sequence
 from functools import partial
 

@@ -44,7 +44,8 @@ def missing_data(
     why = f"the download failed ({' '.join(str(error).split())})" if download else "download=False"
     at = ', '.join(str(p) for p in dict.fromkeys(places))
     return DataNotFound(f"{what} is missing or damaged: looked for {files} in {at}, and {why}; "
-                        f"pass download=True on a machine with a network, or unpack the files of {url} there{hint}")
+                        f"pass download=True on a machine with a network, "
+                        f"or unpack the files of {url} there{hint}")
 
 # %% ../../nbs/22_data.folder.ipynb #63db2cd8
 def _list_split(folder):

@@ -79,7 +79,7 @@ def shuffle_targets(
     targets[chosen] = targets[chosen[torch.tensor(order, dtype=torch.long)]]
     return targets
 
-# %% ../../nbs/21_data.split.ipynb #ccfd4519
+# %% ../../nbs/21_data.split.ipynb #ded4ef16
 @contextmanager
 def keep_random_state():
     "After this block Python's global generator is as it was before."

@@ -1,7 +1,7 @@
-"""`python tests/killing.py image|text|gan folder n`: run once without disturbance in folder/whole, then n times in
-folder/0, folder/1, …, each killed (-9) at an event and started again. An event is a backward pass, or a file that is
-complete under its temporary name or about to be renamed; the n events are spread evenly over the run. Processes are
-forked, so that torch is imported once. Prints what each run was doing when it was killed."""
+"""`python tests/killing.py image|text|gan folder n`: run once undisturbed in folder/whole, then n times in
+folder/0, folder/1, …, each killed (-9) just before an event and started again. An event is a backward
+pass, or that a file is flushed to the disk or renamed. The n events are spread evenly over the run. Processes
+are forked, so that torch is imported once. Prints what each run was doing when it was killed."""
 import os, signal, sys
 from pathlib import Path
 
@@ -15,8 +15,8 @@ KINDS = dict(
     image=(experiment.image_classification, 'image_classification', [
         'dataset=digits', 'dataset.size=8', 'dataset.subsample.ratio=0.3', 'classifier.depth=8',
         'dataloader.batch_size=64', 'augmentation.transforms_list=[crop]', 'augmentation.crop.padding=1',
-        'teacher.num_components=1', 'teacher.independent=true', 'trainer.num_epochs=4', 'trainer.eval_period=2',
-        'loss=ts_cvx_cross_ent', 'distill_loader.mixup_alpha=1.0']),
+        'teacher.num_components=1', 'teacher.independent=true', 'trainer.num_epochs=4',
+        'trainer.eval_period=2', 'loss=ts_cvx_cross_ent', 'distill_loader.mixup_alpha=1.0']),
     text=(experiment.text_classification, 'text_classification', [
         'dataset=sentences', 'dataset.num_train=600', 'dataset.num_test=200',
         'trainer.num_epochs=4', 'trainer.eval_period=2']),
@@ -41,7 +41,7 @@ class Events:
         return count
 
 def start(kind, folder, last=None):
-    "Run in a process of its own, which ends before event `last`; without it, the number of events goes to a file."
+    "Run in a process of its own, killed before event `last`; one that ends writes the number of its events."
     run, config, settings = KINDS[kind]
     if pid := os.fork(): return pid
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"Checkpoints that are damaged, hostile or cannot be written: the error names the file, no code runs, nothing is lost."
+"Checkpoints that are damaged, hostile or cannot be written: errors name the file, no code runs."
 import builtins
 import io
 import json
@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gnosis_nb.checkpoint import (CheckpointError, checkpoint_info, load_checkpoint, load_weights, save_checkpoint,
-                                  write_atomic)
+from gnosis_nb.checkpoint import (CheckpointError, checkpoint_info, load_checkpoint, load_weights,
+                                  save_checkpoint, write_atomic)
 
-STATE = {'0.weight': torch.linspace(-1, 1, 40).view(8, 5), '0.bias': torch.arange(8.), 'steps': torch.tensor(3)}
+STATE = {'weight': torch.linspace(-1, 1, 40).view(8, 5), 'bias': torch.arange(8.), 'steps': torch.tensor(3)}
 fuzz = settings(max_examples=60, deadline=None, derandomize=True, database=None,
                 suppress_health_check=[HealthCheck.function_scoped_fixture])
 each = pytest.mark.parametrize
@@ -39,7 +39,8 @@ def good(tmp_path_factory):
     path = save_checkpoint(tmp_path_factory.mktemp('good')/'t', STATE, network='lenet')
     return {'.safetensors': path.read_bytes(), '.ckpt': torch_zip(), '.pt': legacy()}
 
-def same(state): return state.keys() == STATE.keys() and all(torch.equal(v, STATE[k]) for k, v in state.items())
+def same(state):
+    return state.keys() == STATE.keys() and all(torch.equal(v, STATE[k]) for k, v in state.items())
 
 def read(path, data=None):
     "What both readers make of a file: a state, or None where it is refused by its name."
@@ -56,7 +57,8 @@ def is_refused(path):
     return True
 
 def in_process(code, *args):
-    return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, '-c', code, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 # Damage
@@ -101,7 +103,8 @@ def test_spliced_pickles(place, data, good, tmp_path):
         for o in old.infolist():
             content = old.read(o)
             i = len(content) * place // 4
-            new.writestr(o.filename, content[:i] + data + content[i:] if o.filename.endswith('data.pkl') else content)
+            if o.filename.endswith('data.pkl'): content = content[:i] + data + content[i:]
+            new.writestr(o.filename, content)
     state = read(path)
     assert state is None or all(isinstance(o, torch.Tensor) for o in state.values())
 
@@ -150,7 +153,7 @@ CLAIMS = {
     'shape that overflows.safetensors':
         lambda: header({'w': dict(dtype='F32', shape=[2**62, 4], data_offsets=[0, 0])}),
     'negative offsets.safetensors': lambda: header({'w': dict(dtype='F32', shape=[1], data_offsets=[-4, 0])}),
-    'stride of nothing.ckpt': lambda: torch_zip({'w': torch.zeros(1).expand(2**40)}),    # all numbers in one place
+    'stride of nothing.ckpt': lambda: torch_zip({'w': torch.zeros(1).expand(2**40)}),    # all in one place
     'storage of 2^60 bytes.pt':
         lambda: legacy().replace(pickle.dumps(40, 2)[2:-1], b'\x8a\x08' + struct.pack('<q', 2**58)),
 }
@@ -182,7 +185,7 @@ CALLS = {     # of functions that make or read a file
     'os.system': lambda file: Call(os.system, f'touch {file}'),
     'eval': lambda file: Call(builtins.eval, f'open({file!r}, "w")'),
     'exec': lambda file: Call(builtins.exec, f'open({file!r}, "w")'),
-    'Popen': lambda file: Call(subprocess.Popen, f'touch {file}', -1, None, None, None, None, None, True, True),
+    'Popen': lambda file: Call(subprocess.Popen, f'touch {file}', -1, *[None] * 5, True, True),
     'open': lambda file: Call(builtins.open, file, 'w'),
     'import': lambda file: Call(builtins.__import__, 'antigravity'),
     'torch.load': lambda file: Call(torch.load, file),
@@ -241,7 +244,8 @@ def test_no_plain_state_dict(state, tmp_path):
     assert is_refused(tmp_path/'x.ckpt')
 
 def test_a_name_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match='none.ckpt does not exist'): load_checkpoint(tmp_path/'none.ckpt')
+    with pytest.raises(FileNotFoundError, match='none.ckpt does not exist'):
+        load_checkpoint(tmp_path/'none.ckpt')
 
 @each('name', ['folder.ckpt', 'folder.safetensors'])
 def test_folders_are_no_checkpoints(name, tmp_path):
@@ -265,8 +269,11 @@ def kept(tmp_path): return Kept(tmp_path)
 
 class Kept:
     "A checkpoint in a folder that has to be there unchanged after a failed attempt to write it again."
-    def __init__(self, folder): self.path = save_checkpoint(folder/'x', STATE); self.data = self.path.read_bytes()
-    def is_there(self): return listing(self.path.parent) == ['x.safetensors'] and self.path.read_bytes() == self.data
+    def __init__(self, folder):
+        self.path = save_checkpoint(folder/'x', STATE)
+        self.data = self.path.read_bytes()
+    def is_there(self):
+        return listing(self.path.parent) == ['x.safetensors'] and self.path.read_bytes() == self.data
 
 SMALL = """
 import resource, sys

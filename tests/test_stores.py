@@ -68,7 +68,8 @@ def any_store(request, bucket, tmp_path):
 def test_keys_are_listed_in_order(any_store, path):
     assert list(any_store.list()) == []
     for key in ('ab', 'a/ü c+%2F&.x', 'a/b'): any_store.put(key, path)
-    assert [(o.key, o.size) for o in any_store.list()] == [('a/b', 5000), ('a/ü c+%2F&.x', 5000), ('ab', 5000)]
+    assert [o.key for o in any_store.list()] == ['a/b', 'a/ü c+%2F&.x', 'ab']
+    assert {o.size for o in any_store.list()} == {5000}
     assert [o.key for o in any_store.list('a/')] == ['a/b', 'a/ü c+%2F&.x']
 
 @each('key', ['a/b', 'a/ü c+%2F&.x'])
@@ -100,7 +101,8 @@ def test_large_file_goes_in_parts(bucket, tmp_path):
     n = 17 * MB + 3
     sha = bucket.put('large', file(tmp_path/'large', n))
     head = bucket.client.head_object(Bucket=bucket.bucket, Key='large')
-    assert head['ETag'].endswith('-3"') and head['ContentLength'] == n and head['Metadata'] == dict(sha256=sha)
+    assert head['ETag'].endswith('-3"') and head['ContentLength'] == n
+    assert head['Metadata'] == dict(sha256=sha)
     assert bucket.get('large', tmp_path/'back') == sha == file_sha256(tmp_path/'large')
 
 def test_list_of_more_than_a_page(bucket):
@@ -122,7 +124,8 @@ def test_keys_are_no_paths_of_this_machine(store, bucket, path, tmp_path, monkey
 
 # Faults that pass
 
-PASSING_UP = ['busy', 'failing', 'throttled', 'silent', 'hangup', 'cut_up', 'damaged_up', 'lost_answer', 'babble']
+PASSING = ['busy', 'failing', 'throttled', 'silent', 'hangup', 'babble']
+PASSING_UP = [*PASSING, 'cut_up', 'damaged_up', 'lost_answer']
 
 @each('fault', PASSING_UP)
 def test_upload_through(fault, bucket, proxy, path):
@@ -136,7 +139,7 @@ def test_upload_to_a_server_that_checks(store, bucket, proxy, path):
     proxy.fault('damaged_up', 'PUT', 2)
     store.put('k', path)
     assert stored(bucket, 'k') == content(5000)
-    assert [method for method, _ in proxy.seen] == ['PUT', 'PUT', 'PUT', 'HEAD']     # nothing damaged was taken
+    assert [method for method, _ in proxy.seen] == ['PUT', 'PUT', 'PUT', 'HEAD']      # two were refused
 
 @each('fault, method, before', [     # the second POST completes the upload
     ('busy', 'PUT', 0), ('damaged_up', 'PUT', 0), ('silent', 'PUT', 0), ('lost_answer', 'PUT', 0),
@@ -148,7 +151,7 @@ def test_upload_in_parts_through(fault, method, before, bucket, proxy, tmp_path)
     assert stored(bucket, 'k') == content(9 * MB)
     assert not bucket.client.list_multipart_uploads(Bucket=bucket.bucket).get('Uploads')
 
-@each('fault', ['busy', 'failing', 'throttled', 'silent', 'stalled', 'hangup', 'short', 'damaged_down', 'babble'])
+@each('fault', [*PASSING, 'stalled', 'short', 'damaged_down'])
 def test_download_through(fault, bucket, proxy, path, back):
     bucket.put('k', path)
     proxy.fault(fault, 'GET', 2)
@@ -196,7 +199,7 @@ def test_upload_that_never_succeeds(fault, error, store, bucket, proxy, path, ba
     proxy.fault(fault, 'PUT', 99)
     with pytest.raises(error, match=rf's3://{bucket.bucket}/k.*\(4 attempts\)'): store.put('k', path)
     assert not bucket.holds('k', path)
-    with pytest.raises((StoreDamaged, StoreMissing)): bucket.get('k', back)      # what got there does not count
+    with pytest.raises((StoreDamaged, StoreMissing)): bucket.get('k', back)
     assert back.read_bytes() == b'before'
 
 @each('fault, advice', [('denied', 's3:PutObject'), ('expired', 'log in again')])
@@ -296,7 +299,7 @@ def test_mirror_while_the_server_is_gone_for_a_while(bucket, proxy, run):
     mirror.send(run/'a')
     assert mirror.flush() == [run/'a'] and note(run)[store.name]['files'] == ['a']
     proxy.start()
-    with mirror._cond: assert mirror._cond.wait_for(lambda: not mirror._waiting, 60)      # by itself, nobody asks
+    with mirror._cond: assert mirror._cond.wait_for(lambda: not mirror._waiting, 60)     # nobody asks
     assert stored(bucket, 'a') == content(5000) and mirror.close() == []
 
 def test_send_does_not_wait(bucket, proxy, run):
@@ -399,13 +402,15 @@ def test_fetch_takes_what_matches(any_store, path, tmp_path):
     any_store.put('t/r0/notes', path)
     said = []
     paths = fetch(any_store, 't', tmp_path/'c', r'teacher_\d+\.ckpt', say=said.append)
-    assert paths == [tmp_path/'c'/f'r{i}'/'teacher_0.ckpt' for i in range(4)] and seeds(paths) == expected(0, 1, 2, 3)
+    assert paths == [tmp_path/'c'/f'r{i}'/'teacher_0.ckpt' for i in range(4)]
+    assert seeds(paths) == expected(0, 1, 2, 3)
     assert len(said) == 4 and not (tmp_path/'c'/'r0'/'notes').exists()
 
 def test_fetch_again(any_store, path, tmp_path):
     teachers(any_store, path)
     paths = fetch(any_store, 't', tmp_path/'c', say=None)
-    paths[0].write_bytes(b'damaged'); paths[1].unlink(); any_store.put('t/r2/teacher_0.ckpt', file(path, seed=99))
+    paths[0].write_bytes(b'damaged'); paths[1].unlink()
+    any_store.put('t/r2/teacher_0.ckpt', file(path, seed=99))
     said = []
     assert fetch(any_store, 't/', tmp_path/'c', lambda name: name.endswith('.ckpt'), say=said.append) == paths
     assert len(said) == 3 and seeds(paths) == expected(0, 1, 99, 3)

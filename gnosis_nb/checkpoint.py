@@ -158,7 +158,7 @@ def load_weights(
     model.load_state_dict(state)
     return info
 
-# %% ../nbs/40_checkpoint.ipynb #bc59b137
+# %% ../nbs/40_checkpoint.ipynb #de1ee15c
 def load_network(
     path:str|Path, # a checkpoint of a run, for instance student.safetensors
 )->nn.Module: # on the CPU, in evaluation mode
@@ -185,7 +185,7 @@ def find_checkpoints(
     found = [o for o in folder.rglob(f'{stem}_*') if pattern.fullmatch(o.name) and not is_hidden(o)]
     return sorted(found, key=_natural)
 
-# %% ../nbs/40_checkpoint.ipynb #18b77290
+# %% ../nbs/40_checkpoint.ipynb #8be328e1
 def mismatch(
     found:dict, # facts of a checkpoint
     wanted:dict, # facts that it must have; others do not matter
@@ -194,7 +194,7 @@ def mismatch(
     for key, want in wanted.items():
         if found.get(key) != want: return f"its {key} is {found.get(key)}, expected {want}"
 
-# %% ../nbs/40_checkpoint.ipynb #ecac5505
+# %% ../nbs/40_checkpoint.ipynb #3e842c7f
 def find_matching(
     folder:str|Path, # searched with everything below it, or one checkpoint
     stem:str, # name before the number
@@ -228,7 +228,7 @@ def select_checkpoints(
     start = (trial * m) % n
     return [(start + i) % n for i in range(m)]
 
-# %% ../nbs/40_checkpoint.ipynb #8c2f6fee
+# %% ../nbs/40_checkpoint.ipynb #99228b96
 def relative_path(
     path:str|Path, # a file
     root:str|Path, # `data_dir`

@@ -48,7 +48,7 @@ def random_name(
     rng = random.SystemRandom()
     return f"{rng.choice(_FIRST)}-{rng.choice(_SECOND)}-{trial_id}"
 
-# %% ../nbs/43_runs.ipynb #abbef80f
+# %% ../nbs/43_runs.ipynb #fd5dcf8b
 def flatten(
     nested:dict, # dictionaries in dictionaries
 )->dict:

@@ -45,8 +45,11 @@ def one_loader():
 @pytest.fixture
 def credentials(monkeypatch, tmp_path):
     for k in [o for o in os.environ if o.startswith('AWS_')]: monkeypatch.delenv(k)
-    for k, v in dict(AWS_ACCESS_KEY_ID='a', AWS_SECRET_ACCESS_KEY='b', AWS_DEFAULT_REGION='us-east-1', AWS_EC2_METADATA_DISABLED='true',
-                     AWS_CONFIG_FILE=str(tmp_path/'none'), AWS_SHARED_CREDENTIALS_FILE=str(tmp_path/'none')).items(): monkeypatch.setenv(k, v)
+    ours = dict(
+        AWS_ACCESS_KEY_ID='a', AWS_SECRET_ACCESS_KEY='b', AWS_DEFAULT_REGION='us-east-1',
+        AWS_EC2_METADATA_DISABLED='true', AWS_CONFIG_FILE=str(tmp_path/'none'),
+        AWS_SHARED_CREDENTIALS_FILE=str(tmp_path/'none'))
+    for k, v in ours.items(): monkeypatch.setenv(k, v)
 
 
 @pytest.fixture

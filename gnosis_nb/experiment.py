@@ -39,7 +39,8 @@ from .data.images import ImageData, ImageSets, normalizer
 from .data.split import hold_out, shuffle_targets, split_dataset, stratified_subset
 from .data.zoo import load_vision
 from .distill import FidelityTable, PrintProgress
-from .engine import fit_together, peak_memory, pick_parallel
+from .compute import peak_memory
+from .together import fit_together, pick_parallel
 from .fidelity import compare_students, fidelity_statistics, predictions
 from .initialize import initialize_student, interpolate
 from .learner import student_learner, teacher_learner

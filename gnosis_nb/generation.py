@@ -21,7 +21,7 @@ from .data.images import ImageSets
 from .data.split import split_dataset
 from .data.zoo import load_vision
 from .distill import FidelityTable
-from .engine import peak_memory
+from .compute import peak_memory
 from .experiment import claim, evaluation_rows, gan_networks, gan_options, generator_facts, image_augmentation, lies, load_network, network_spec, unchanged, _fit, _load, _statistics
 from .gan import GANTable, SampleGrid, gan_dls, gan_learner
 from .learner import optimizer, teacher_learner

@@ -25,43 +25,65 @@ from .metrics import FidelityMeter
 # %% ../nbs/33_distill.ipynb #27e55cf5
 class Distillation(Callback):
     "Train the Learner's model to match `teacher` (Hinton et al. 2015; Stanton et al. 2021, eq. 2-3)."
-    order = 95                                                              # after every callback that changes the batch
-    def __init__(self,
-        teacher:nn.Module, # returns [batch, classes], or [batch, m, classes] for an ensemble; never trained here
-        loss:Callable|None=None, # L_KD(teacher_logits, student_logits, temp); default `ForwardCrossEntropy()`
+    order = 95  # after every callback that changes the batch
+    def __init__(
+        self,
+        teacher:nn.Module, # returns [batch, classes] or, for an ensemble, [batch, m, classes]
+        loss:Callable|None=None, # L_KD of `gnosis_nb.losses`; default: `ForwardCrossEntropy()`
         alpha:float=0., # weight α of the hard-label loss, in [0, 1]
         temp:float=4., # temperature τ > 0 where the loader gives none
-        cache:float=1.): # GB that the teacher's answers may take; 0: ask it every time
-        if not isinstance(teacher, nn.Module): raise TypeError(f"teacher is {type(teacher).__name__}: expected a torch module")
-        if not (loss is None or callable(loss)): raise TypeError(f"loss={loss!r}: expected a loss of gnosis_nb.losses")
+        cache:float=1., # GB that the teacher's answers may take; 0: ask it every time
+    ):
+        if not isinstance(teacher, nn.Module):
+            raise TypeError(f"teacher={type(teacher).__name__}: expected a torch module")
+        if not (loss is None or callable(loss)):
+            raise TypeError(f"loss={loss!r}: expected a loss of gnosis_nb.losses")
         if temp <= 0: raise ValueError(f"temp={temp}: expected a temperature > 0")
         if cache < 0: raise ValueError(f"cache={cache}: expected a number of GB >= 0")
         self.teacher, self.temp, self.cache = teacher, temp, cache
         self.loss = StudentLoss(ForwardCrossEntropy() if loss is None else loss, alpha)
 
     def before_fit(self):
-        if any(isinstance(o, MixHandler) for o in self.learn.cbs):
-            raise ValueError("fastai's MixUp and CutMix replace the loss: mix inputs with DistillLoader(mixup_alpha=...) instead")
+        mixes = next((o for o in self.learn.cbs if isinstance(o, MixHandler)), None)
+        if mixes is not None:
+            raise ValueError(f"cbs={type(mixes).__name__}: expected no MixUp or CutMix of fastai, which "
+                             "replace the loss; mix inputs with DistillLoader(mixup_alpha=…)")
         self.answers = {}
-        self.learn.teacher = self.learn.ask_teacher = self.teacher.to(next(self.model.parameters()).device).eval()
+        teacher = self.teacher.to(next(self.model.parameters()).device).eval()
+        self.learn.teacher = self.learn.ask_teacher = teacher
         own = self.learn.loss_func
-        own = own.plain if isinstance(own, _Objective) else own              # one is left by a fit that was interrupted
-        self.learn.loss_func = own if hasattr(self.learn, 'gather_preds') else _Objective(self, own)     # predictions want the plain loss
+        if isinstance(own, _Objective): own = own.plain  # left by an interrupted fit
+        predicts = hasattr(self.learn, 'gather_preds')  # `get_preds` needs the plain loss
+        self.learn.loss_func = own if predicts else _Objective(self, own)
 
     def before_batch(self):
-        if len(self.yb) > 1:
-            self.row_temp, self.learn.yb = self.yb[1], self.yb[:1]
+        if len(self.yb) > 1: self.row_temp, self.learn.yb = self.yb[1], self.yb[:1]
         else: self.row_temp = self.temp
         rows = getattr(self.dl, 'made_of', None)
         self.learn.teacher_logits = self._ask() if rows is None else self._recall(rows)
 
-    def state_dict(self): return dict(self.loss.state_dict())                # losses may have a schedule, and random numbers
+    def state_dict(self): return dict(self.loss.state_dict())  # a schedule, random numbers
     def load_state_dict(self, state): self.loss.load_state_dict(state)
 
     def after_fit(self):
         self.answers = {}
-        if isinstance(self.learn.loss_func, _Objective): self.learn.loss_func = self.learn.loss_func.plain
-        self.learn.teacher_logits = self.learn.teacher = self.learn.ask_teacher = None
+        own = self.learn.loss_func
+        if isinstance(own, _Objective): self.learn.loss_func = own.plain
+        for name in ('teacher_logits', 'teacher', 'ask_teacher'): setattr(self.learn, name, None)
+
+class _Objective:
+    "The student's loss in the place of the Learner's own, `plain`, which comes back after the fit."
+    def __init__(self, cb, plain):
+        self.cb, self.plain = cb, plain
+        self.changes = hasattr(cb.loss.loss, 'step')
+
+    def extra(self): return self.cb.learn.teacher_logits, self.cb.row_temp
+
+    def __call__(self, pred, targets, *extra):
+        teacher_logits, temp = extra or self.extra()
+        return self.cb.loss(teacher_logits, pred, targets, temp)
+
+    def __getattr__(self, name): return getattr(self.__dict__['plain'], name)  # e.g. its activation
 
 # %% ../nbs/33_distill.ipynb #10ddbda0
 @patch
@@ -69,8 +91,8 @@ def _ask(self:Distillation):
     with torch.no_grad(): return self.learn.ask_teacher(*self.xb)
 
 @patch
-def _recall(self:Distillation, rows): # row numbers of this batch [batch], on the CPU
-    "The teacher's logits of these rows, asking it only about a batch with a new one."
+def _recall(self:Distillation, rows):
+    "Logits of the rows with these numbers [batch]; the teacher is asked if one of them is new."
     if self.dl in self.answers:
         logits, known = self.answers[self.dl]
         if logits is None: return self._ask()
@@ -78,41 +100,44 @@ def _recall(self:Distillation, rows): # row numbers of this batch [batch], on th
     new, n = self._ask(), self.dl.n
     if self.dl not in self.answers:
         small = n * new[0].numel() * new.element_size() <= self.cache * 1e9
-        self.answers[self.dl] = (new.new_empty(n, *new.shape[1:]) if small else None), torch.zeros(n, dtype=torch.bool)
+        logits = new.new_empty(n, *new.shape[1:]) if small else None
+        self.answers[self.dl] = logits, torch.zeros(n, dtype=torch.bool)
     logits, known = self.answers[self.dl]
     if logits is not None:
         logits[rows.to(logits.device, non_blocking=True)] = new
         known[rows] = True
     return new
 
-# %% ../nbs/33_distill.ipynb #e426e166
-class _Objective:
-    "The student's loss in the place of the Learner's own, which comes back after fitting."
-    def __init__(self, cb, plain): self.cb, self.plain, self.changes = cb, plain, hasattr(cb.loss.loss, 'step')
-    def extra(self): return self.cb.learn.teacher_logits, self.cb.row_temp
-    def __call__(self, pred, targets, *extra):
-        teacher_logits, temp = extra or self.extra()
-        return self.cb.loss(teacher_logits, pred, targets, temp)
-    def __getattr__(self, name): return getattr(self.__dict__['plain'], name)  # activation and decoding are the plain loss's
-
 # %% ../nbs/33_distill.ipynb #7186763a
 class CosineEpochs(Callback):
-    "Cosine learning rate, set once at the beginning of each epoch (closed form of torch's `CosineAnnealingLR`), after a linear warm-up."
-    def __init__(self,
+    "Cosine learning rate as torch's `CosineAnnealingLR`, set once an epoch, after a linear warm-up."
+    def __init__(
+        self,
         eta_min:float=0., # learning rate it falls to
         warmup:int=0, # epochs before the full learning rate
-    ): self.eta_min, self.warmup = eta_min, warmup
-    def before_fit(self): self.lrs = [o['lr'] for o in self.opt.hypers] if self.opt else None    # of every parameter group
-    def _now(self, full):
+    ):
+        self.eta_min, self.warmup = eta_min, warmup
+
+    def before_fit(self): self.lrs = [o['lr'] for o in self.opt.hypers] if self.opt else None
+
+    def _current(self, full):
+        "The learning rate of this epoch, for a `full` one of η₀."
         if self.epoch < self.warmup: return full * (self.epoch + 1) / (self.warmup + 1)
-        return self.eta_min + (full - self.eta_min) * (1 + math.cos(math.pi * (self.epoch - self.warmup) / (self.n_epoch - self.warmup))) / 2
-    def before_train(self): self.opt.set_hyper('lr', [self._now(o) for o in self.lrs])
+        done, total = self.epoch - self.warmup, self.n_epoch - self.warmup
+        return self.eta_min + (full - self.eta_min) * (1 + math.cos(math.pi * done / total)) / 2
+
+    def before_train(self): self.opt.set_hyper('lr', [self._current(o) for o in self.lrs])
 
 # %% ../nbs/33_distill.ipynb #a7cbd3ab
 class AnnealLoss(Callback):
     "Call `loss.step()` after each epoch of training."
-    def __init__(self, loss): self.loss = loss                              # a loss with `.step()`
-    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')   # looking for a learning rate is not training
+    def __init__(
+        self,
+        loss, # with a method `step()`
+    ):
+        self.loss = loss
+
+    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')  # `lr_find` is not training
     def after_train(self): self.loss.step()
 
 # %% ../nbs/33_distill.ipynb #775493c1
@@ -125,64 +150,43 @@ class FreezeBatchNorm(Callback):
 # %% ../nbs/33_distill.ipynb #36e4d9c8
 class FidelityTable(Callback):
     "One row of metrics an epoch in `.rows`; evaluates every `eval_period` epochs and after the last."
-    order = 96                                                              # after `Distillation` has asked the teacher
-    patience = 5.                                                           # seconds from one look at the loss to the next
-    shown = dict(train_loss='loss', test_acc='accuracy', test_ts_agree='agreement')     # what progress tells of a row
-    def __init__(self,
+    order = 96  # after `Distillation` has asked the teacher
+    patience = 5.  # seconds from one look at the loss to the next
+    shown = dict(train_loss='loss', test_acc='accuracy', test_ts_agree='agreement')  # by `PrintProgress`
+    def __init__(
+        self,
         eval_period:int=1, # epochs from one evaluation to the next
-        sink:Callable|None=None): # called with each finished row, a dict
-        if eval_period < 1: raise ValueError(f"eval_period={eval_period}: expected a number of epochs >= 1")
+        sink:Callable|None=None, # called with each finished row, a dict
+    ):
+        if eval_period < 1: raise ValueError(f"eval_period={eval_period}: expected at least 1 epoch")
         self.eval_period, self.sink = eval_period, sink
         self.rows, self.skip_valid = [], False
 
     def before_fit(self):
-        self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))     # neither is training
+        self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))
         self.teacher_features, self.row = {}, {}
+
     def before_epoch(self): self.row = {}
+
     def before_train(self):
-        self.skip_valid = (self.epoch + 1) % self.eval_period != 0 and self.epoch + 1 != self.n_epoch
+        done = self.epoch + 1
+        self.skip_valid = done % self.eval_period != 0 and done != self.n_epoch
         if self.epoch == 0: self.rows = []
         self._reset()
+
     def before_validate(self):
         if self.skip_valid: raise CancelValidException()
         self._reset()
 
-    def _reset(self):
-        self.meter, self.teacher_meter = FidelityMeter(), FidelityMeter()
-        self.losses, self.norms, self.sizes, self.pending, self.looked = [], [], [], [], time.monotonic()
-
     def after_batch(self):
-        self.pending.append((self.pred.detach(), self.yb[0], getattr(self.learn, 'teacher_logits', None)))
-        self.losses.append(self.loss.detach()); self.sizes.append(len(self.yb[0]))
-        if self.training: self.norms.append(getattr(self.learn, 'grad_norm', None)); self._look()
+        teacher_logits = getattr(self.learn, 'teacher_logits', None)
+        self.pending.append((self.pred.detach(), self.yb[0], teacher_logits))
+        self.losses.append(self.loss.detach())
+        self.sizes.append(len(self.yb[0]))
+        if self.training:
+            self.norms.append(getattr(self.learn, 'grad_norm', None))
+            self._look()
         if sum(self.sizes[-len(self.pending):]) >= 4096: self._measure()
-
-    def _measure(self):
-        "Many rows at once: the same sums, in fewer and larger operations."
-        if not self.pending: return
-        pred, y, teacher_logits = (None if o[0] is None else torch.cat(o) for o in zip(*self.pending))
-        self.meter.update(pred, y, teacher_logits)
-        if teacher_logits is not None: self.teacher_meter.update(teacher_logits, y)
-        self.pending = []
-
-    def _summary(self, prefix):
-        self._measure()
-        m, t = self.meter.compute(), self.teacher_meter.compute()
-        row = {f'{prefix}_{k}': m[k] for k in ('acc', 'ece', 'nll', 'ts_agree', 'ts_kl') if k in m}
-        if 'acc' in t: row[f'teacher_{prefix}_acc'] = t['acc']
-        losses, sizes = torch.stack(self.losses).cpu().double(), torch.tensor(self.sizes, dtype=torch.float64)
-        return {f'{prefix}_loss': (losses @ sizes / sizes.sum()).item(), **row}
-
-    def _look(self):
-        "Long epochs do not have to end before a divergence is seen."
-        if time.monotonic() - self.looked < self.patience: return
-        self.looked = time.monotonic()
-        if not math.isfinite(self.loss): self._check('train')
-
-    def _check(self, prefix):
-        norms = torch.stack(self.norms).cpu() if self.norms and None not in self.norms else None
-        problem = divergence(f'{prefix}_loss', torch.stack(self.losses).cpu(), norms, self.epoch + 1, self.opt.hypers[-1]['lr'])
-        if problem: raise FloatingPointError(problem)
 
     def after_train(self):
         self.row.update(self._summary('train'), lr=self.opt.hypers[-1]['lr'], epoch=self.epoch + 1)
@@ -192,58 +196,131 @@ class FidelityTable(Callback):
         if self.skip_valid: return
         self.row.update(self._summary('test'))
         if 'epoch' in self.row: self._check('test')
-        if getattr(self.learn, 'teacher', None) is not None: self.row.update({f'test_cka_{i}': v for i, v in enumerate(self._cka())})
+        if getattr(self.learn, 'teacher', None) is None: return
+        self.row.update({f'test_cka_{i}': v for i, v in enumerate(self._cka())})
 
-    def _cka(self):
-        known, fixed = self.teacher_features.get(self.dl), getattr(self.dl, 'made_of', None) is not None and not self.dl.shuffle
-        if known is None and fixed and has_stages(self.learn.teacher): known = self.teacher_features[self.dl] = stage_features(self.learn.teacher, self.dl)
-        return stage_cka(self.model, self.learn.teacher, self.dl, teacher_features=known)
+    def after_epoch(self):
+        self.skip_valid = False
+        if 'epoch' not in self.row: return  # `learn.validate()` outside of `fit`
+        self.rows.append(self.row)
+        if self.sink: self.sink(self.row)
 
     def state_dict(self): return dict(rows=self.rows)
     def load_state_dict(self, state): self.rows = list(state['rows'])
 
-    def after_epoch(self):
-        self.skip_valid = False
-        if 'epoch' not in self.row: return                                  # `learn.validate()` outside of `fit`
-        self.rows.append(self.row)
-        if self.sink: self.sink(self.row)
+# %% ../nbs/33_distill.ipynb #ef5bd1ec
+@patch
+def _reset(self:FidelityTable):
+    self.meter, self.teacher_meter = FidelityMeter(), FidelityMeter()
+    self.losses, self.norms, self.sizes, self.pending = [], [], [], []
+    self.looked = time.monotonic()
+
+@patch
+def _measure(self:FidelityTable):
+    "Add the rows of several batches to the sums at once, which takes fewer and larger operations."
+    if not self.pending: return
+    pred, y, teacher_logits = (None if o[0] is None else torch.cat(o) for o in zip(*self.pending))
+    self.meter.update(pred, y, teacher_logits)
+    if teacher_logits is not None: self.teacher_meter.update(teacher_logits, y)
+    self.pending = []
+
+@patch
+def _summary(self:FidelityTable, prefix):
+    self._measure()
+    values, teacher_values = self.meter.compute(), self.teacher_meter.compute()
+    losses = torch.stack(self.losses).cpu().double()
+    sizes = torch.tensor(self.sizes, dtype=torch.float64)
+    row = {f'{prefix}_loss': (losses @ sizes / sizes.sum()).item()}
+    for k in ('acc', 'ece', 'nll', 'ts_agree', 'ts_kl'):
+        if k in values: row[f'{prefix}_{k}'] = values[k]
+    if 'acc' in teacher_values: row[f'teacher_{prefix}_acc'] = teacher_values['acc']
+    return row
+
+@patch
+def _cka(self:FidelityTable):
+    known, repeats = self.teacher_features.get(self.dl), getattr(self.dl, 'made_of', None) is not None
+    if known is None and repeats and not self.dl.shuffle and has_stages(self.learn.teacher):
+        known = self.teacher_features[self.dl] = stage_features(self.learn.teacher, self.dl)
+    return stage_cka(self.model, self.learn.teacher, self.dl, teacher_features=known)
+
+# %% ../nbs/33_distill.ipynb #c14193ae
+@patch
+def _look(self:FidelityTable):
+    "Look at the loss within a long epoch."
+    if time.monotonic() - self.looked < self.patience: return
+    self.looked = time.monotonic()
+    if not math.isfinite(self.loss): self._check('train')
+
+@patch
+def _check(self:FidelityTable, prefix):
+    "Raise a `FloatingPointError` if a loss of this epoch is not finite."
+    norms = torch.stack(self.norms).cpu() if self.norms and None not in self.norms else None
+    losses, lr = torch.stack(self.losses).cpu(), self.opt.hypers[-1]['lr']
+    problem = divergence(f'{prefix}_loss', losses, norms, self.epoch + 1, lr)
+    if problem: raise FloatingPointError(problem)
 
 # %% ../nbs/33_distill.ipynb #99f35b56
 class PrintProgress(Callback):
     "Report progress as text, with the rate of training and the time left."
     order = 97
-    def __init__(self,
+    def __init__(
+        self,
         title:str='', # what is being trained
         table:Callback|None=None, # with `rows`, the newest of which is shown, and their `shown` columns
         out=None, # a text stream; default: standard error
         log_period:float=5., # seconds between lines when `out` is no terminal
         unit:str='images', # what is counted
-        say=None): # called with each line, in place of `out`
-        self.title, self.table, self.log_period, self.unit, self.say = title, table, log_period, unit, say
+        say:Callable|None=None, # called with each line, in place of `out`
+    ):
+        self.title, self.unit = title, unit
+        self.table, self.log_period, self.say = table, log_period, say
         self.out = out or sys.stderr
         self.tty = say is None and self.out.isatty()
 
-    def before_fit(self): self.start, self.seen, self.last, self.busy, self.first = time.time(), 0, 0., 0., None
+    def before_fit(self):
+        self.start, self.first = time.time(), None
+        self.seen, self.last, self.busy = 0, 0., 0.
+
     def before_train(self):
         self.began = time.time()
-        if self.first is None: self.first = self.epoch                      # a fit may go on in the middle
+        if self.first is None: self.first = self.epoch  # a resumed fit starts in the middle
+
     def after_train(self): self.busy += time.time() - self.began
+
     def after_batch(self):
         if not self.training: return
         self.seen += len(self.yb[0])
-        if self.tty and time.time() - self.last > .5: self._write(self.epoch + (self.iter + 1) / self.n_iter)
+        if not self.tty or time.time() - self.last <= .5: return
+        self._write(self.epoch + (self.iter + 1) / self.n_iter)
+
     def after_epoch(self):
-        if self.seen and not self.tty and (time.time() - self.last > self.log_period or self.epoch + 1 == self.n_epoch): self._write(self.epoch + 1)
+        if not self.seen or self.tty: return
+        done = self.epoch + 1
+        if time.time() - self.last > self.log_period or done == self.n_epoch: self._write(done)
+
     def after_fit(self):
-        if self.seen and self.tty: self._write(self.n_epoch); self.out.write('\n')
+        if not (self.seen and self.tty): return
+        self._write(self.n_epoch)
+        self.out.write('\n')
+
+    def _line(self, done):
+        spent = time.time() - self.start
+        busy = self.busy + (time.time() - self.began if self.training else 0)  # without evaluation
+        left = spent / max(done - self.first, 1e-9) * (self.n_epoch - done)
+        rate = f"{self.seen / busy:.0f} {self.unit}/s, {left:.0f} s left"
+        return f"{self.title} epoch {math.ceil(done)}/{self.n_epoch}{self._stats()} | {rate}"
+
+    def _stats(self):
+        "The newest values of the columns that are shown."
+        if not self.table: return ''
+        values = {k: v for row in self.table.rows[-20:] for k, v in row.items()}
+        return ''.join(f' {name} {values[k]:.3f}' for k, name in self.table.shown.items() if k in values)
 
     def _write(self, done):
-        self.last, spent = time.time(), time.time() - self.start
-        busy = self.busy + (time.time() - self.began if self.training else 0)   # rate of training, evaluation left out
-        left = spent / max(done - self.first, 1e-9) * (self.n_epoch - done)
-        shown = {k: v for o in (self.table.rows[-20:] if self.table else []) for k, v in o.items()}
-        stats = ''.join(f' {name} {shown[k]:.3f}' for k, name in (self.table.shown if self.table else {}).items() if k in shown)
-        line = f"{self.title} epoch {math.ceil(done)}/{self.n_epoch}{stats} | {self.seen / busy:.0f} {self.unit}/s, {left:.0f} s left"
-        if self.say: self.say(line); return
+        self.last = time.time()
+        line = self._line(done)
+        if self.say:
+            self.say(line)
+            return
         self.out.write(f'\r\033[K{line}' if self.tty else line + '\n')
         self.out.flush()

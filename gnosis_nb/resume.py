@@ -46,22 +46,24 @@ def _split(state, prefix, tensors):
 
 def _merge(prefix, tensors, facts):
     "The opposite of `_split`."
-    state = {k: _merge(f'{prefix}/{k}', tensors, v) if isinstance(v, dict) else v for k, v in facts.items()}
-    own = _below(prefix, tensors)
-    return {**state, **{k: v for k, v in own.items() if '/' not in k}}
+    state = {k: v for k, v in _below(prefix, tensors).items() if '/' not in k}
+    for k, v in facts.items():
+        state[k] = _merge(f'{prefix}/{k}', tensors, v) if isinstance(v, dict) else v
+    return state
 
 def _below(prefix, tensors):
     "The tensors under `prefix`, by the rest of their names."
     return {k[len(prefix) + 1:]: v for k, v in tensors.items() if k.startswith(prefix + '/')}
 
 # %% ../nbs/35_resume.ipynb #09b509f5
-def _has_state(o): return all(callable(getattr(type(o), k, None)) for k in ('state_dict', 'load_state_dict'))
+def _has_state(o):
+    return all(callable(getattr(type(o), k, None)) for k in ('state_dict', 'load_state_dict'))
 
 def _stateful_parts(learn):
     "The loader and the callbacks that have a state, by name."
     if not _has_state(learn.dls.train):
-        raise TypeError(f"dls.train={type(learn.dls.train).__name__}: expected a loader with state_dict and "
-                        "load_state_dict, which restore the order of the data")
+        raise TypeError(f"dls.train={type(learn.dls.train).__name__}: expected a loader with state_dict "
+                        "and load_state_dict, which restore the order of the data")
     named = {'train': learn.dls.train}
     for cb in learn.cbs:
         if not _has_state(cb) or isinstance(cb, KeepState): continue
@@ -82,7 +84,7 @@ def training_state(
     facts['holders'] = {k: _split(o.state_dict(), k, tensors) for k, o in _stateful_parts(learn).items()}
     return {k: v.detach().cpu().clone() for k, v in tensors.items()}, facts
 
-# %% ../nbs/35_resume.ipynb #10797067
+# %% ../nbs/35_resume.ipynb #99fd7f26
 def _laid_out_like(v, param):
     "A moment in the memory format of its parameter; other values as they are."
     if not isinstance(v, torch.Tensor) or v.shape != param.shape: return v
@@ -96,7 +98,8 @@ def restore_training(
     "Put a Learner into a training state. Raises `ValueError` if it is of another network."
     try: learn.model.load_state_dict(_below('model', tensors))
     except RuntimeError as e:
-        raise ValueError(f"tensors: expected those of this network ({' '.join(str(e).split())[:200]})") from e
+        problem = ' '.join(str(e).split())[:200]
+        raise ValueError(f"tensors: expected those of this network ({problem})") from e
     params = [p for g in learn.opt.opt.param_groups for p in g['params']]
     moments = {int(k): _merge(f'optimizer/{k}', tensors, v) for k, v in facts['optimizer'].items()}
     for i, own in moments.items():

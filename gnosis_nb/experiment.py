@@ -17,7 +17,7 @@ from fastai.data.core import DataLoaders
 
 from .checkpoint import load_checkpoint
 from .distill import FidelityTable
-from .engine import peak_memory
+from .compute import peak_memory
 from .fitting import build_network, check_optimizers, fit, fit_all, learner_options, network_spec
 from .generators import build_generator
 from .initialize import initialize_student, interpolate

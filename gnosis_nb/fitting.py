@@ -15,7 +15,7 @@ from fastai.learner import Learner, Recorder
 
 from .checkpoint import CheckpointError, load_network
 from .distill import PrintProgress
-from .engine import fit_together, pick_parallel
+from .together import fit_together, pick_parallel
 from .inputs import Inputs
 from .learner import optimizer
 from .models import build_classifier

@@ -150,8 +150,7 @@ def _metric_options(curves):
         options[network] = [(metric_name(c), c) for c in found]
     return options
 
-def _run_options(df):
-    labels = label_runs(df)
+def _run_options(df, labels):
     trial = {i: f', trial {df.trial_id[i]}' if 'trial_id' in df else '' for i in df.index}
     return [(f'{i}: {labels[i]}{trial[i]}', i) for i in df.index]
 
@@ -164,7 +163,7 @@ def _browser_controls(df, metrics, results):
         sort=widgets.Dropdown(options=['state', 'started', *_setting_names(df), *results], value='started',
                               description='sort by'),
         descending=widgets.Checkbox(description='descending'),
-        runs=widgets.SelectMultiple(options=_run_options(df), description='runs', rows=6, layout=dict(width='30em')),
+        runs=widgets.SelectMultiple(options=_run_options(df, label_runs(df)), description='runs', rows=6, layout=dict(width='30em')),
         network=widgets.Dropdown(options=list(metrics), value=network, description='training of'),
         x=widgets.Dropdown(options=[('epoch', 'epoch'), *names], description='x'),
         y=widgets.Dropdown(options=metrics[network], description='y'))
@@ -181,10 +180,11 @@ def run_browser(
     if not metrics: raise ValueError(f"root={str(root)!r}: expected a table of epochs in one of its {len(df)} runs")
     controls = _browser_controls(df, metrics, results)
     network, x, y = (controls[k] for k in ('network', 'x', 'y'))
+    labels = label_runs(df) # of all runs, so that a filter does not rename them
     def select(value):
         if value in [o[1] for o in y.options]: y.value = value
     def narrow_runs(change):
-        try: controls['runs'].options = _run_options(filter_runs(df, change.new))
+        try: controls['runs'].options = _run_options(filter_runs(df, change.new), labels)
         except ValueError: return # the panel shows the message when it draws
     def renew_metrics(change):
         before = y.value

@@ -1,5 +1,7 @@
-"""Signatures as the API pages show them: nbdev gives a comment to the last parameter of its line, so a documented
-parameter needs a line of its own."""
+"""Signatures as the API pages show them.
+
+nbdev gives a comment to the last parameter of its line, so a documented parameter needs a line of its own.
+"""
 import ast
 import importlib
 import inspect
@@ -16,11 +18,11 @@ import gnosis_nb
 
 def modules():
     "Names of all exported modules: those with an `__all__`."
-    found = [o.name for o in pkgutil.walk_packages(gnosis_nb.__path__, 'gnosis_nb.')]
-    return sorted(o for o in found if not o.endswith('._modidx') and hasattr(importlib.import_module(o), '__all__'))
+    found = (o.name for o in pkgutil.walk_packages(gnosis_nb.__path__, 'gnosis_nb.'))
+    return sorted(o for o in found if hasattr(importlib.import_module(o), '__all__'))
 
 def public(module):
-    "Pairs (name, object) of the functions and classes that a module exports, and of the public methods of its classes."
+    "Pairs (name, object): functions and classes that a module exports, and their public methods."
     module = importlib.import_module(module)
     for name in module.__all__:
         o = getattr(module, name)
@@ -30,8 +32,8 @@ def public(module):
 def methods(name, cls):
     for key, o in vars(cls).items():
         o = inspect.unwrap(getattr(o, 'fget', None) or getattr(o, '__func__', o))
-        public = key == '__init__' or not key.startswith('_')
-        if public and inspect.isfunction(o) and o.__module__.startswith('gnosis_nb'): yield f'{name}.{key}', o
+        ours = inspect.isfunction(o) and o.__module__.startswith('gnosis_nb')
+        if ours and (key == '__init__' or not key.startswith('_')): yield f'{name}.{key}', o
 
 def source(o):
     "The source of a function or class; empty where Python has made it (`__init__` of a data class)."
@@ -40,17 +42,18 @@ def source(o):
 
 def comments(text):
     "The numbers of the lines with a comment."
-    return {o.start[0] for o in tokenize.generate_tokens(io.StringIO(text).readline) if o.type == tokenize.COMMENT}
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return {o.start[0] for o in tokens if o.type == tokenize.COMMENT}
 
 def crowded(text):
-    "Lists of documented parameters that share a line; a comment beside a return annotation is that of the result."
+    "Lists of documented parameters that share a line; a comment beside a return annotation is the result's."
     node = next(iter(ast.parse(text).body), None)
     if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): return []
     a, by_line = node.args, {}
     for o in [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]:
         if o is not None and o.arg not in ('self', 'cls'): by_line.setdefault(o.lineno, []).append(o.arg)
-    of_result = {node.returns.lineno} if node.returns else set()
-    return [names for line, names in by_line.items() if len(names) > 1 and line in comments(text) - of_result]
+    commented = comments(text) - ({node.returns.lineno} if node.returns else set())
+    return [names for line, names in by_line.items() if len(names) > 1 and line in commented]
 
 def has_docstring(name, o):
     "Whether somebody wrote one: a data class without a docstring gets its signature from Python."
@@ -77,4 +80,5 @@ def test_nbdev_gives_a_comment_to_the_last_parameter_of_its_line():
         pass
     assert docments(f, returns=False) == {'a': None, 'b': 'of which?'}
 
-def test_all_modules_are_read(): assert {'gnosis_nb.losses', 'gnosis_nb.data.images', 'gnosis_nb.models.vgg'} <= set(modules())
+def test_all_modules_are_read():
+    assert {'gnosis_nb.losses', 'gnosis_nb.data.images', 'gnosis_nb.models.vgg'} <= set(modules())

@@ -17,14 +17,14 @@ import gnosis_nb
 
 
 def modules():
-    "Names of all exported modules: those with an `__all__`."
+    "Names of all exported modules."
     found = (o.name for o in pkgutil.walk_packages(gnosis_nb.__path__, 'gnosis_nb.'))
-    return sorted(o for o in found if hasattr(importlib.import_module(o), '__all__'))
+    return sorted(o for o in found if o not in ('gnosis_nb._modidx', 'gnosis_nb.config'))
 
 def public(module):
     "Pairs (name, object): functions and classes that a module exports, and their public methods."
     module = importlib.import_module(module)
-    for name in module.__all__:
+    for name in getattr(module, '__all__', []):    # folders of modules have none
         o = getattr(module, name)
         if inspect.isfunction(o) or inspect.isclass(o): yield name, o
         if inspect.isclass(o): yield from methods(name, o)

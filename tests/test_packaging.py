@@ -35,6 +35,7 @@ import gnosis_nb, gnosis_nb.cli
 print(gnosis_nb.__file__); gnosis_nb.cli.image_classification()
 '''
     settings = ['+experiment=digits', 'trainer.num_epochs=1', 'trainer.distill_teacher=false', 'device=cpu']
-    res = subprocess.run([sys.executable, '-c', code, *settings], cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, '-c', code, *settings]
+    res = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert res.returncode == 0 and res.stdout.startswith(str(tmp_path/'site'))
     assert len(list((tmp_path/'data/experiments').rglob('teacher_0.safetensors'))) == 1

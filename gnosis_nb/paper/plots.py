@@ -6,7 +6,7 @@
 __all__ = ['FIGURES', 'LABELS', 'PALETTE', 'STYLE', 'Panel', 'Figure', 'series_label', 'mean_std', 'draw_panel', 'draw',
            'save_figure', 'draw_thumbnail', 'tabulate', 'draw_basins', 'draw_answers', 'chooser']
 
-# %% ../../nbs/63_paper.plots.ipynb #836f2742
+# %% ../../nbs/63_paper.plots.ipynb #cde00a54
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -102,7 +102,7 @@ def mean_std(
     known = [o for o in _POLICIES if o in out.index]
     return out.loc[known + [o for o in out.index if o not in known]] if known else out
 
-# %% ../../nbs/63_paper.plots.ipynb #25242311
+# %% ../../nbs/63_paper.plots.ipynb #a6f751c0
 PALETTE = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9']
 STYLE = {
     'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 9, 'legend.fontsize': 8,
@@ -157,18 +157,18 @@ def _draw_beside(ax, panel, rows, places, color, who, shift):
     else: ax.plot(xs, stat['mean'], line, lw=1., color=color, label=who)
 
 def _draw_targets(ax, values, places, color, shift, label, hollow, line='-'):
-    xs = np.array([places[o] for o in values.x], dtype=float)
-    if _categorical(places): xs, line = xs + shift, ''
-    face = 'white' if hollow else color
-    ax.plot(xs, values.value, line, marker='' if line == '--' else 's', ms=4, lw=.9, color=color, mfc=face, label=label)
+    xs, face = np.array([places[o] for o in values.x], dtype=float), 'white' if hollow else color
+    marker = '' if line == '--' else 's'
+    if _categorical(places): xs, line = xs + shift, 'none'
+    ax.plot(xs, values.value, ls=line, marker=marker, ms=4, lw=.9, color=color, mfc=face, label=label)
     if values['std'].notna().any(): ax.errorbar(xs, values.value, values['std'], fmt='none', color=color, capsize=2)
 
-# %% ../../nbs/63_paper.plots.ipynb #57bd9649
+# %% ../../nbs/63_paper.plots.ipynb #38608463
 def _decorate(ax, panel, places):
     ax.set(xlabel=LABELS[panel.x], ylabel=LABELS[panel.metric])
     if _categorical(places):
-        slanted = len(places) > 4 or panel.x == 'init'
-        ax.set_xticks(range(len(places)), list(places), rotation=45 if slanted else 0, ha='right' if slanted else 'center')
+        names, slanted = [o.replace(' initial', '\ninitial') for o in places], len(places) > 4
+        ax.set_xticks(range(len(places)), names, rotation=45 if slanted else 0, ha='right' if slanted else 'center')
         ax.set_xlim(-.5, len(places) - .5)
     elif panel.x == 'm': ax.set_xticks(sorted(int(o) for o in places))
     elif panel.x in ('tau', 'epochs', 'shown') and min(places, default=0) > 0:
@@ -178,14 +178,8 @@ def _decorate(ax, panel, places):
     where = ', '.join(series_label(k, v) for k, v in panel.where.items() if k != 'sweep')
     if where: ax.set_title(where)
 
-def draw_panel(
-    r:Results, # what to draw
-    panel:Panel, # how
-    ax, # where
-    paper:bool=True, # the paper's values, too, as hollow squares on the same axis
-):
-    "A metric over what was varied: mean and standard deviation over trials, for each series."
-    rows, places = _chosen(r.rows, panel), _places(r, panel, paper)
+def _draw_runs(r, panel, ax, places, paper):
+    rows = _chosen(r.rows, panel)
     for value, label, color, shift in _series_of(r, panel):
         part = _of_series(rows, panel, value)
         _draw_series(ax, mean_std(part, panel.x, panel.metric), places, color, label or 'student', shift)
@@ -196,7 +190,16 @@ def draw_panel(
     if panel.teacher and panel.series != 'm': _draw_beside(ax, panel, rows, places, 'black', 'teacher', 0)
     _decorate(ax, panel, places)
 
-# %% ../../nbs/63_paper.plots.ipynb #80ef1f34
+def draw_panel(
+    r:Results, # what to draw
+    panel:Panel, # how
+    ax, # where
+    paper:bool=True, # the paper's values, too, as hollow squares on the same axis
+):
+    "A metric over what was varied: mean and standard deviation over trials, for each series."
+    _draw_runs(r, panel, ax, _places(r, panel, paper), paper)
+
+# %% ../../nbs/63_paper.plots.ipynb #5d74c400
 def _draw_paper_panel(r, panel, ax, places):
     "The paper's values of the series that we have, too."
     for _, label, color, shift in _series_of(r, panel):
@@ -216,15 +219,15 @@ def _equal_spans(*axes):
     for ax, (low, high) in zip(axes, limits): ax.set_ylim((low + high)/2 - half, (low + high)/2 + half)
 
 def _draw_beside_paper(r, panel, ours, theirs):
-    draw_panel(r, panel, ours, paper=False)
     places = _places(r, panel, paper=True)
+    _draw_runs(r, panel, ours, places, paper=False)
     if not any(len(_paper_values(r.figure, panel, label)) for _, label, *_ in _series_of(r, panel)):
         theirs.axis('off')
+        ours.tick_params(labelbottom=True)
         return
-    _decorate(ours, panel, places)
     _draw_paper_panel(r, panel, theirs, places)
     _equal_spans(ours, theirs)
-    theirs.set_xlim(ours.get_xlim() if _categorical(places) else None)
+    ours.set_xlabel('')
     ours.set_title(f'ours, scale={r.scale}', loc='left')
     theirs.set_title('the paper', loc='left')
 
@@ -233,24 +236,26 @@ def _varied(r, panels):
     shown = [p for p in panels if len(_chosen(r.rows, p)) and _chosen(r.rows, p)[p.x].nunique() > 1]
     return shown or panels
 
+def _in_grey(line):
+    "What a line says by its style alone."
+    style = dict(ls=line.get_linestyle(), lw=line.get_linewidth(), marker=line.get_marker(), ms=line.get_markersize())
+    return Line2D([], [], color='.4', mfc='white', **style)
+
 def _legend(fig):
     "One legend for all panels: colours of series, and what a line style means, in grey."
-    styles = dict(teacher=Line2D([], [], color='.4', ls='--', lw=1), independent=Line2D([], [], color='.4', ls=':', lw=1),
-                  paper=Line2D([], [], color='.4', marker='s', mfc='white', ms=4, lw=.9))
     names = dict(teacher='the teacher', independent='independent models', paper='the paper')
     found = {}
     for ax in fig.axes:
         for handle, label in zip(*ax.get_legend_handles_labels()): found.setdefault(label, handle)
-    series = {k: v for k, v in found.items() if k not in styles}
-    kinds = [k for k in styles if k in found]
-    handles, labels = [*series.values(), *(styles[k] for k in kinds)], [*series, *(names[k] for k in kinds)]
+    series, styles = ({k: v for k, v in found.items() if (k in names) == style} for style in (False, True))
+    handles, labels = [*series.values(), *map(_in_grey, styles.values())], [*series, *(names[k] for k in styles)]
     if len(labels) > 1: fig.legend(handles, labels, loc='outside upper center', ncols=min(6, len(labels)), columnspacing=1.2)
 
 def draw(
     r:Results, # what to draw
     paper:bool=True, # the paper's values, too
 ): # matplotlib figure
-    "A figure: our runs, the paper's values, the finding below."
+    "A figure: our runs, the paper's values, title and finding below."
     f = FIGURES[r.figure]
     panels = _varied(r, f.panels)
     beside = paper and f.beside and r.scale != 'paper'
@@ -259,20 +264,19 @@ def draw(
     wide, tall = (4.2, 3.) if any(p.x == 'policy' for p in panels) else (3.4, 2.4)
     size = (min(wide*columns, max(11, 2.3*columns)), tall*rows + .8)
     with plt.rc_context(STYLE):
-        fig, axs = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained')
+        fig, axs = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained', sharex='col' if beside else False)
         if beside:
             for panel, (ours, theirs) in zip(panels, axs.T): _draw_beside_paper(r, panel, ours, theirs)
-            for ax in axs[0]: ax.set_xlabel(''); ax.tick_params(labelbottom=not axs[1, 0].axison)
         else:
             for panel, ax in zip(panels, axs.flat): draw_panel(r, panel, ax, paper)
             for ax in axs.flat[len(panels):]: ax.axis('off')
         _legend(fig)
-        fig.suptitle(f.title, fontsize=10)
-        caption = fill(r.facts.get('finding', ''), int(15*size[0]))
-        fig.supxlabel(f'{caption}\n{r.caption}'.strip(), fontsize=8, color='.25')
+        title = f.title if f.title.endswith('?') else f'{f.title}.'
+        caption = fill(f"{title} {r.facts.get('finding', '')}".strip(), int(16*size[0]))
+        fig.supxlabel(f'{caption}\n({r.caption})', fontsize=8, color='.25')
     return fig
 
-# %% ../../nbs/63_paper.plots.ipynb #9f0df83b
+# %% ../../nbs/63_paper.plots.ipynb #87ad7581
 def save_figure(
     fig, # of matplotlib
     path:str|Path, # without an ending
@@ -326,7 +330,7 @@ def draw_basins(
 ): # matplotlib figure
     "A plane of weights for each λ, with the KL to the teacher on logarithmic levels."
     lams = sorted(surfaces.lam.unique())
-    limits = max(surfaces.kl.min(), .01), surfaces.kl.max()
+    limits = max(surfaces.kl.min(), .002), surfaces.kl.max()
     with plt.rc_context(STYLE):
         fig, axs = plt.subplots(1, len(lams), figsize=(3.7*len(lams), 3.2), squeeze=False, layout='constrained')
         for ax, lam in zip(axs.flat, lams):
@@ -337,7 +341,7 @@ def draw_basins(
             ax.set(title=f'λ = {lam:g}', aspect='auto', xlabel='a (distance between weights)', ylabel='b' if lam > lams[0] else 'b (distance between weights)')
     return fig
 
-# %% ../../nbs/63_paper.plots.ipynb #daef0f6c
+# %% ../../nbs/63_paper.plots.ipynb #214b4f27
 def draw_answers(
     answers:pd.DataFrame, # columns data, tau, image, label, depth, m, class, probability
     image:int=0, # which

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLAIMS', 'interval', 'verdict', 'rows_with', 'Claim', 'check_claims']
 
-# %% ../../nbs/61_paper.claims.ipynb #8d20167e
+# %% ../../nbs/61_paper.claims.ipynb #3e145906
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-# %% ../../nbs/61_paper.claims.ipynb #fdb33eb1
+# %% ../../nbs/61_paper.claims.ipynb #2f8aef6a
 def interval(
     values, # a number for each trial [n]
     level:float=.95, # of confidence
@@ -42,7 +42,7 @@ def verdict(
     if -margin < low and high < margin: return 'holds'
     return 'fails' if low > margin or high < -margin else 'undecided'
 
-# %% ../../nbs/61_paper.claims.ipynb #a1b2daaa
+# %% ../../nbs/61_paper.claims.ipynb #3160d8d1
 def rows_with(
     table:pd.DataFrame, # one row a run
     **values, # of columns; a list: any of them
@@ -66,7 +66,7 @@ def _difference(metric, more, less):
     return lambda t: _per_trial(t, metric, **more) - _per_trial(t, metric, **less)
 
 def _change(metric, column, sign=1, **where):
-    "The metric at the largest value of a column, less that at the smallest; nothing where there is one value only."
+    "The metric at the largest value of a column, less that at the smallest; nothing where there is one value."
     def effect(t):
         t = rows_with(t, **where)
         if t[column].nunique() < 2: return pd.Series(dtype=float)
@@ -78,7 +78,7 @@ def _below(metric, bound, **where):
     "How far the largest value of the metric stays below a bound."
     return lambda t: bound - _per_trial(t, metric, 'max', **where)
 
-# %% ../../nbs/61_paper.claims.ipynb #23204c27
+# %% ../../nbs/61_paper.claims.ipynb #37d1433e
 @dataclass
 class Claim:
     figure:str            # whose claim it is
@@ -103,12 +103,16 @@ def _both_over_either(metric):
 _D0, _D1 = dict(splits='D0', tau=4.), dict(splits='D1', tau=4.)
 
 CLAIMS = [
-    Claim('fig01', 'Self-distillation: agreement rises with the synthetic images', _change('agreement', 'synth', m=1)),
-    Claim('fig01', 'Self-distillation: the accuracy of the student falls with them', _change('accuracy', 'synth', -1, m=1)),
+    Claim('fig01', 'Self-distillation: agreement rises with the synthetic images',
+          _change('agreement', 'synth', m=1)),
+    Claim('fig01', 'Self-distillation: the accuracy of the student falls with them',
+          _change('accuracy', 'synth', -1, m=1)),
     Claim('fig01', 'Self-distillation: without them the student is more accurate than its teacher',
           lambda t: _over_teacher(t, m=1, synth=0.)),
-    Claim('fig01', 'Three teachers: agreement rises with the synthetic images', _change('agreement', 'synth', m=3)),
-    Claim('fig01', 'Three teachers: the accuracy of the student rises with them', _change('accuracy', 'synth', m=3)),
+    Claim('fig01', 'Three teachers: agreement rises with the synthetic images',
+          _change('agreement', 'synth', m=3)),
+    Claim('fig01', 'Three teachers: the accuracy of the student rises with them',
+          _change('accuracy', 'synth', m=3)),
     Claim('fig02', 'With enough data agreement passes 99 %',
           lambda t: _per_trial(t, 'agreement', shown=t.shown.max()) - 99, absolute=True),
     Claim('fig02', 'With enough data the student is as accurate as its teacher, within a point',
@@ -117,17 +121,21 @@ CLAIMS = [
           _difference('accuracy', _D0, _D1)),
     Claim('fig04', 'Students of new data are closer to the teacher', _difference('agreement', _D1, _D0)),
     Claim('fig04', 'Students of new data are better calibrated', _difference('ece', _D0, _D1)),
-    Claim('fig04', 'Students of both are more accurate than those of either', _both_over_either('accuracy')),
-    Claim('fig04', 'Students of both are closer to the teacher than those of either', _both_over_either('agreement')),
+    Claim('fig04', 'Students of both are more accurate than those of either',
+          _both_over_either('accuracy')),
+    Claim('fig04', 'Students of both are closer to the teacher than those of either',
+          _both_over_either('agreement')),
     Claim('fig04', 'Agreement tops out at about 85 %', _below('agreement', 86.), absolute=True),
     Claim('fig05', 'Synthetic images lower the agreement on the distillation data',
           _change('train_agreement', 'synth', -1, sweep='fig05')),
     Claim('fig05', 'A second half of the data lowers it',
-          _difference('train_agreement', dict(sweep='fig04', splits='D0'), dict(sweep='fig04', splits='D0 ∪ D1'))),
-    Claim('fig05', 'MixUp lowers it', _difference('train_agreement', dict(sweep=['fig11', 'fig03'], policy='Baseline'),
-                                                  dict(sweep=['fig11', 'fig03'], policy='MixUp')))]
+          _difference('train_agreement', dict(sweep='fig04', splits='D0'),
+                      dict(sweep='fig04', splits='D0 ∪ D1'))),
+    Claim('fig05', 'MixUp lowers it',
+          _difference('train_agreement', dict(sweep=['fig11', 'fig03'], policy='Baseline'),
+                      dict(sweep=['fig11', 'fig03'], policy='MixUp')))]
 
-# %% ../../nbs/61_paper.claims.ipynb #f3912439
+# %% ../../nbs/61_paper.claims.ipynb #572567f9
 def _best(metric, policies, lowest=False):
     "By how much the mean of these policies is better than the best of all others."
     def effect(t):
@@ -141,7 +149,8 @@ def _over_independent(t): return _per_trial(t, 'agreement') - _per_trial(t, 'ind
 _BASE, _MIXUP = dict(policy='Baseline'), dict(policy='MixUp')
 
 CLAIMS += [
-    Claim('fig03', 'MixUp and GAN images generalise best', _best('accuracy', ['MixUp', 'MixUp τ=4', 'GAN τ=4'])),
+    Claim('fig03', 'MixUp and GAN images generalise best',
+          _best('accuracy', ['MixUp', 'MixUp τ=4', 'GAN τ=4'])),
     Claim('fig03', 'MixUp with τ = 4 has the best fidelity', _best('agreement', ['MixUp τ=4'])),
     Claim('fig03', 'No policy passes 86 % agreement', _below('agreement', 86.), absolute=True),
     Claim('fig03', 'With noise the student is less accurate than the baseline',
@@ -156,7 +165,7 @@ CLAIMS += [
     Claim('fig13', 'Agreement is below 85 %', _below('agreement', 85.), absolute=True),
     Claim('fig13', 'MixUp agrees more than the baseline', _difference('agreement', _MIXUP, _BASE))]
 
-# %% ../../nbs/61_paper.claims.ipynb #18743aba
+# %% ../../nbs/61_paper.claims.ipynb #3b7129b6
 def _late(metric):
     "The metric with the most teachers, less that with about four."
     def effect(t):
@@ -170,7 +179,8 @@ def _of_pair(t, metric, i):
     pairs = sorted(t.pair.unique(), key=lambda o: [int(depth) for depth in o.split(' / ')])
     return _per_trial(t, metric, pair=pairs[i]) if len(pairs) == 4 else pd.Series(dtype=float)
 
-def _between_pairs(metric, more, less): return lambda t: _of_pair(t, metric, more) - _of_pair(t, metric, less)
+def _between_pairs(metric, more, less):
+    return lambda t: _of_pair(t, metric, more) - _of_pair(t, metric, less)
 
 _TABLE2 = (
     ('With one teacher the student is more accurate than it', lambda t: _over_teacher(t, m=1)),
@@ -178,22 +188,28 @@ _TABLE2 = (
     ('Agreement rises with the number of teachers', _change('agreement', 'm')))
 
 CLAIMS += [
-    Claim('fig09', 'A temperature of 4 gives more agreement than 1', _difference('agreement', dict(tau=4.), dict(tau=1.))),
-    Claim('fig09', 'A temperature of 4 gives more accuracy than 1', _difference('accuracy', dict(tau=4.), dict(tau=1.))),
+    Claim('fig09', 'A temperature of 4 gives more agreement than 1',
+          _difference('agreement', dict(tau=4.), dict(tau=1.))),
+    Claim('fig09', 'A temperature of 4 gives more accuracy than 1',
+          _difference('accuracy', dict(tau=4.), dict(tau=1.))),
     Claim('fig09', 'Agreement rises with the number of teachers', _change('agreement', 'm')),
-    Claim('fig10', 'With one teacher the student is more accurate than it', lambda t: _over_teacher(t, m=1, tau=4.)),
+    Claim('fig10', 'With one teacher the student is more accurate than it',
+          lambda t: _over_teacher(t, m=1, tau=4.)),
     Claim('fig10', 'With the most teachers the student is less accurate than they',
           lambda t: -_over_teacher(t, m=t.m.max(), tau=4.)),
     Claim('fig10', 'Agreement rises with the number of teachers', _change('agreement', 'm', tau=4.)),
-    Claim('fig10', 'From about four teachers on accuracy has saturated, within half a point', _late('accuracy'), margin=.5),
+    Claim('fig10', 'From about four teachers on accuracy has saturated, within half a point',
+          _late('accuracy'), margin=.5),
     Claim('fig10', 'From about four teachers on agreement goes on rising', _late('agreement')),
-    Claim('fig12', 'A deeper student agrees more with a shallow teacher', _between_pairs('agreement', 1, 0)),
-    Claim('fig12', 'A still deeper student of the deep teacher is more accurate', _between_pairs('accuracy', 3, 2)),
+    Claim('fig12', 'A deeper student agrees more with a shallow teacher',
+          _between_pairs('agreement', 1, 0)),
+    Claim('fig12', 'A still deeper student of the deep teacher is more accurate',
+          _between_pairs('accuracy', 3, 2)),
     Claim('fig12', 'A still deeper student of the deep teacher agrees no more, within a point',
           _between_pairs('agreement', 3, 2), margin=1.),
     *(Claim(table, *claim) for table in ('table2', 'table2_imagenet') for claim in _TABLE2)]
 
-# %% ../../nbs/61_paper.claims.ipynb #8a50e816
+# %% ../../nbs/61_paper.claims.ipynb #22e04871
 def _more_alike(t):
     "By how much features are more like the teacher's, over three stages, of students with its initial weights."
     stages = [_difference(f'cka_{i}', _SAME_INIT, _RANDOM_INIT)(t) for i in range(3)]
@@ -205,8 +221,10 @@ _SAME_INIT, _RANDOM_INIT = dict(init="teacher's initial weights"), dict(init='ra
 _SGD, _ADAM = dict(sweep='fig06', optimizer='SGD'), dict(sweep='fig06', optimizer='Adam')
 
 CLAIMS += [
-    Claim('fig06', 'Longer optimisation raises the agreement on the training images', _change('train_agreement', 'epochs', **_SGD)),
-    Claim('fig06', 'Agreement on the training images stays below 85 %', _below('train_agreement', 85., sweep='fig06'), absolute=True),
+    Claim('fig06', 'Longer optimisation raises the agreement on the training images',
+          _change('train_agreement', 'epochs', **_SGD)),
+    Claim('fig06', 'Agreement on the training images stays below 85 %',
+          _below('train_agreement', 85., sweep='fig06'), absolute=True),
     Claim('fig06', 'Adam reaches less agreement than SGD', _difference('train_agreement', _SGD, _ADAM)),
     Claim('fig06', 'From λ = .25 to λ = .375 agreement jumps',
           _difference('train_agreement', dict(sweep='fig06b', lam=.375), dict(sweep='fig06b', lam=.25))),
@@ -214,9 +232,11 @@ CLAIMS += [
           lambda t: _per_trial(t[t.lam >= .375], 'train_agreement', 'min', sweep='fig06b') - 98, absolute=True),
     Claim('table1', "Started at the teacher's initial weights, a student agrees no more, within a point",
           _difference('agreement', _SAME_INIT, _RANDOM_INIT), margin=1.),
-    Claim('table1', "Started at the teacher's initial weights, its features are more like the teacher's", _more_alike, 'CKA'),
+    Claim('table1', "Started at the teacher's initial weights, its features are more like the teacher's",
+          _more_alike, 'CKA'),
     Claim('fig14', 'Labels do not raise the agreement', _without_labels('agreement')),
-    Claim('fig14', 'With several teachers labels do not raise the accuracy', lambda t: _without_labels('accuracy')(t[t.m > 1]))]
+    Claim('fig14', 'With several teachers labels do not raise the accuracy',
+          lambda t: _without_labels('accuracy')(t[t.m > 1]))]
 
 # %% ../../nbs/61_paper.claims.ipynb #730bf2e5
 def check_claims(

@@ -6,7 +6,7 @@
 __all__ = ['FIGURES', 'LABELS', 'PALETTE', 'STYLE', 'Panel', 'Figure', 'series_label', 'mean_std', 'draw_panel', 'draw',
            'save_figure', 'draw_thumbnail', 'tabulate', 'draw_basins', 'draw_answers', 'chooser']
 
-# %% ../../nbs/63_paper.plots.ipynb #cde00a54
+# %% ../../nbs/63_paper.plots.ipynb #acfe75dd
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -46,21 +46,25 @@ def _panels(x, series='', metrics=('accuracy', 'nll', 'ece', 'agreement', 'kl'),
 
 # %% ../../nbs/63_paper.plots.ipynb #e58a1119
 _TWO, _FOUR = ('accuracy', 'agreement'), ('accuracy', 'ece', 'agreement', 'kl')
-_TRAIN = 'train_agreement'
+_THREE, _TRAIN = ('accuracy', 'agreement', 'kl'), 'train_agreement'
 FIGURES = dict(
-    fig01=Figure('Fig 1: a larger distillation set, of synthetic images', _panels('synth', 'm', _TWO), beside=True),
+    fig01=Figure('Fig 1: a larger distillation set, of synthetic images',
+                 _panels('synth', 'm', _TWO), beside=True),
     fig02=Figure('Fig 2: LeNet-5, a teacher of 200 digits', _panels('shown', metrics=_TWO)),
     fig03=Figure('Fig 3: which images to distil on', _panels('policy', 'm', _TWO), beside=True),
     fig04=Figure('Fig 4: distilling on new data or on old',
                  [*_panels('m', 'splits', _FOUR, tau=4.), *_panels('tau', 'splits', _FOUR, m=3)], columns=4),
     fig05=Figure('Fig 5: agreement on the distillation data',
-                 [Panel(_TRAIN, 'synth', 'm', dict(sweep='fig05')), Panel(_TRAIN, 'splits', 'm', dict(sweep='fig04')),
-                  Panel(_TRAIN, 'policy', 'm', dict(sweep=['fig11', 'fig11_tau4', 'fig03', 'fig03_tau4']))], columns=3),
+                 [Panel(_TRAIN, 'synth', 'm', dict(sweep='fig05')),
+                  Panel(_TRAIN, 'splits', 'm', dict(sweep='fig04')),
+                  Panel(_TRAIN, 'policy', 'm', dict(sweep=SWEEPS['fig11']))], columns=3),
     fig06=Figure('Fig 6: is it the optimiser?',
-                 [Panel(_TRAIN, 'epochs', 'optimizer', dict(sweep='fig06')), Panel(_TRAIN, 'lam', '', dict(sweep='fig06b'))]),
+                 [Panel(_TRAIN, 'epochs', 'optimizer', dict(sweep='fig06')),
+                  Panel(_TRAIN, 'lam', '', dict(sweep='fig06b'))]),
     fig07=Figure('Fig 7: samples of the generator', []),
     fig08=Figure('Fig 8: what teachers say', []),
-    fig09=Figure('Fig 9: temperature and number of teachers, half of the data', _panels('tau', 'm', _TWO), beside=True),
+    fig09=Figure('Fig 9: temperature and number of teachers, half of the data',
+                 _panels('tau', 'm', _TWO), beside=True),
     fig10=Figure('Fig 10: how many teachers', _panels('m', 'tau', _TWO), beside=True),
     fig11=Figure('Fig 11: which images to distil on, in all metrics', _panels('policy', 'm'), columns=3),
     fig12=Figure('Fig 12: capacity', _panels('pair'), columns=3),
@@ -68,17 +72,20 @@ FIGURES = dict(
                  _panels('policy', metrics=('accuracy', 'nll', 'agreement')), columns=3, beside=True),
     fig14=Figure('Fig 14: labels beside the teacher', _panels('alpha', 'm', _TWO), beside=True),
     table1=Figure('Table 1: where the student starts',
-                  _panels('init', metrics=('agreement', 'kl', 'cka_0', 'cka_1', 'cka_2')), columns=5, beside=True),
-    table2=Figure('Table 2: texts', _panels('m', 'data', ('accuracy', 'agreement', 'kl')), columns=3, beside=True),
-    table2_imagenet=Figure('Table 2: photographs', _panels('m', 'data', ('accuracy', 'agreement', 'kl')), columns=3, beside=True))
+                  _panels('init', metrics=('agreement', 'kl', 'cka_0', 'cka_1', 'cka_2')),
+                  columns=5, beside=True),
+    table2=Figure('Table 2: texts', _panels('m', 'data', _THREE), columns=3, beside=True),
+    table2_imagenet=Figure('Table 2: photographs', _panels('m', 'data', _THREE), columns=3, beside=True))
 
 # %% ../../nbs/63_paper.plots.ipynb #23cf93e0
 LABELS = dict(
-    accuracy='accuracy (%)', nll='NLL (nats)', ece='ECE (%)', agreement='agreement (%)', kl='KL to the student (nats)',
+    accuracy='accuracy (%)', nll='NLL (nats)', ece='ECE (%)',
+    agreement='agreement (%)', kl='KL to the student (nats)',
     train_agreement='train agreement (%)', teacher_accuracy="teacher's accuracy (%)",
     cka_0='CKA, stage 1', cka_1='CKA, stage 2', cka_2='CKA, stage 3',
-    synth='synthetic images per real image', m='teachers m', tau='temperature τ', alpha='weight α of the labels', epochs='epochs',
-    lam="λ, share of the teacher's weights", policy='', splits="student's data", shown='images in the distillation set',
+    synth='synthetic images per real image', m='teachers m', tau='temperature τ', alpha='weight α of the labels',
+    epochs='epochs', lam="λ, share of the teacher's weights", policy='', splits="student's data",
+    shown='images in the distillation set',
     pair='depth of teacher / student', init='start of the student')
 _SERIES = dict(m='m = {}', tau='τ = {:g}', splits='{}', optimizer='{}', data='{}')
 
@@ -102,11 +109,11 @@ def mean_std(
     known = [o for o in _POLICIES if o in out.index]
     return out.loc[known + [o for o in out.index if o not in known]] if known else out
 
-# %% ../../nbs/63_paper.plots.ipynb #a6f751c0
+# %% ../../nbs/63_paper.plots.ipynb #34306eb8
 PALETTE = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9']
 STYLE = {
-    'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 9, 'legend.fontsize': 8,
-    'legend.frameon': False, 'pdf.fonttype': 42, 'svg.fonttype': 'none', 'lines.linewidth': 1.4}
+    'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 9,
+    'legend.fontsize': 8, 'legend.frameon': False, 'pdf.fonttype': 42, 'svg.fonttype': 'none', 'lines.linewidth': 1.4}
 _BESIDE = dict(teacher=('--', '_'), independent=(':', 'x'))                   # lines, markers of categories
 
 def _chosen(rows, panel):
@@ -129,9 +136,9 @@ def _paper_values(name, panel, label, metric=None):
     return t[np.array([isinstance(o, str) == words for o in t.x], dtype=bool)]
 
 def _places(r, panel, paper):
-    "Where each x is on the axis: numbers where they are, words one after the other, policies in the paper's order."
+    "Where each x is on the axis: numbers where they are, words in a row, policies in the paper's order."
     xs = list(mean_std(_chosen(r.rows, panel), panel.x, panel.metric).index)
-    if paper: xs += [x for _, label, *_ in _series_of(r, panel) for x in _paper_values(r.figure, panel, label).x]
+    for _, label, *_ in _series_of(r, panel) if paper else []: xs += list(_paper_values(r.figure, panel, label).x)
     xs = list(dict.fromkeys(xs))
     if not any(isinstance(o, str) for o in xs): return {o: o for o in sorted(xs)}
     xs.sort(key=lambda o: _POLICIES.index(o) if o in _POLICIES else len(o) + 99)
@@ -153,7 +160,8 @@ def _draw_beside(ax, panel, rows, places, color, who, shift):
     if column not in rows or rows[column].isna().all(): return
     stat, (line, marker) = mean_std(rows, panel.x, column), _BESIDE[who]
     xs = np.array([places[o] for o in stat.index], dtype=float)
-    if _categorical(places): ax.plot(xs + shift, stat['mean'], marker, ms=8 if who == 'teacher' else 4, color=color, label=who)
+    size = 8 if who == 'teacher' else 4
+    if _categorical(places): ax.plot(xs + shift, stat['mean'], marker, ms=size, color=color, label=who)
     else: ax.plot(xs, stat['mean'], line, lw=1., color=color, label=who)
 
 def _draw_targets(ax, values, places, color, shift, label, hollow, line='-'):
@@ -161,14 +169,16 @@ def _draw_targets(ax, values, places, color, shift, label, hollow, line='-'):
     marker = '' if line == '--' else 's'
     if _categorical(places): xs, line = xs + shift, 'none'
     ax.plot(xs, values.value, ls=line, marker=marker, ms=4, lw=.9, color=color, mfc=face, label=label)
-    if values['std'].notna().any(): ax.errorbar(xs, values.value, values['std'], fmt='none', color=color, capsize=2)
+    if values['std'].notna().any():
+        ax.errorbar(xs, values.value, values['std'], fmt='none', color=color, capsize=2)
 
-# %% ../../nbs/63_paper.plots.ipynb #38608463
+# %% ../../nbs/63_paper.plots.ipynb #c8cf6fdd
 def _decorate(ax, panel, places):
     ax.set(xlabel=LABELS[panel.x], ylabel=LABELS[panel.metric])
     if _categorical(places):
-        names, slanted = [o.replace(' initial', '\ninitial') for o in places], len(places) > 4
-        ax.set_xticks(range(len(places)), names, rotation=45 if slanted else 0, ha='right' if slanted else 'center')
+        names = [o.replace(' initial', '\ninitial') for o in places]
+        slant = dict(rotation=45, ha='right') if len(places) > 4 else {}
+        ax.set_xticks(range(len(places)), names, **slant)
         ax.set_xlim(-.5, len(places) - .5)
     elif panel.x == 'm': ax.set_xticks(sorted(int(o) for o in places))
     elif panel.x in ('tau', 'epochs', 'shown') and min(places, default=0) > 0:
@@ -183,8 +193,10 @@ def _draw_runs(r, panel, ax, places, paper):
     for value, label, color, shift in _series_of(r, panel):
         part = _of_series(rows, panel, value)
         _draw_series(ax, mean_std(part, panel.x, panel.metric), places, color, label or 'student', shift)
-        if panel.teacher and panel.series == 'm': _draw_beside(ax, panel, part, places, color, 'teacher', shift)
-        if panel.metric in ('agreement', 'kl'): _draw_beside(ax, panel, part, places, color, 'independent', shift)
+        if panel.teacher and panel.series == 'm':
+            _draw_beside(ax, panel, part, places, color, 'teacher', shift)
+        if panel.metric in ('agreement', 'kl'):
+            _draw_beside(ax, panel, part, places, color, 'independent', shift)
         values = _paper_values(r.figure, panel, label)
         if paper and len(values): _draw_targets(ax, values, places, color, shift, 'paper', hollow=True)
     if panel.teacher and panel.series != 'm': _draw_beside(ax, panel, rows, places, 'black', 'teacher', 0)
@@ -199,7 +211,7 @@ def draw_panel(
     "A metric over what was varied: mean and standard deviation over trials, for each series."
     _draw_runs(r, panel, ax, _places(r, panel, paper), paper)
 
-# %% ../../nbs/63_paper.plots.ipynb #5d74c400
+# %% ../../nbs/63_paper.plots.ipynb #a4acc2d6
 def _draw_paper_panel(r, panel, ax, places):
     "The paper's values of the series that we have, too."
     for _, label, color, shift in _series_of(r, panel):
@@ -238,7 +250,8 @@ def _varied(r, panels):
 
 def _in_grey(line):
     "What a line says by its style alone."
-    style = dict(ls=line.get_linestyle(), lw=line.get_linewidth(), marker=line.get_marker(), ms=line.get_markersize())
+    style = dict(ls=line.get_linestyle(), lw=line.get_linewidth(),
+                 marker=line.get_marker(), ms=line.get_markersize())
     return Line2D([], [], color='.4', mfc='white', **style)
 
 def _legend(fig):
@@ -248,8 +261,10 @@ def _legend(fig):
     for ax in fig.axes:
         for handle, label in zip(*ax.get_legend_handles_labels()): found.setdefault(label, handle)
     series, styles = ({k: v for k, v in found.items() if (k in names) == style} for style in (False, True))
-    handles, labels = [*series.values(), *map(_in_grey, styles.values())], [*series, *(names[k] for k in styles)]
-    if len(labels) > 1: fig.legend(handles, labels, loc='outside upper center', ncols=min(6, len(labels)), columnspacing=1.2)
+    handles = [*series.values(), *map(_in_grey, styles.values())]
+    labels = [*series, *(names[k] for k in styles)]
+    columns = min(6, len(labels))
+    if columns > 1: fig.legend(handles, labels, loc='outside upper center', ncols=columns, columnspacing=1.2)
 
 def draw(
     r:Results, # what to draw
@@ -264,7 +279,8 @@ def draw(
     wide, tall = (4.2, 3.) if any(p.x == 'policy' for p in panels) else (3.4, 2.4)
     size = (min(wide*columns, max(11, 2.3*columns)), tall*rows + .8)
     with plt.rc_context(STYLE):
-        fig, axs = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained', sharex='col' if beside else False)
+        share = 'col' if beside else False
+        fig, axs = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained', sharex=share)
         if beside:
             for panel, (ours, theirs) in zip(panels, axs.T): _draw_beside_paper(r, panel, ours, theirs)
         else:
@@ -276,13 +292,14 @@ def draw(
         fig.supxlabel(f'{caption}\n({r.caption})', fontsize=8, color='.25')
     return fig
 
-# %% ../../nbs/63_paper.plots.ipynb #87ad7581
+# %% ../../nbs/63_paper.plots.ipynb #c1576ade
 def save_figure(
     fig, # of matplotlib
     path:str|Path, # without an ending
 ):
     "Write `path.png` and, as vectors, `path.pdf`."
-    for end in ('png', 'pdf'): write_atomic(Path(f'{path}.{end}'), lambda tmp: fig.savefig(tmp, dpi=150, format=end))
+    for end in ('png', 'pdf'):
+        write_atomic(Path(f'{path}.{end}'), lambda tmp: fig.savefig(tmp, dpi=150, format=end))
 
 def draw_thumbnail(
     r:Results, # what to draw
@@ -326,22 +343,24 @@ def tabulate(
 
 # %% ../../nbs/63_paper.plots.ipynb #12e7f07a
 def draw_basins(
-    surfaces:pd.DataFrame, # columns lam, a, b, kl; where the teacher (a_t, b_t), start (a_0, b_0) and end (a_1, b_1) are
+    surfaces:pd.DataFrame, # columns lam, a, b, kl; teacher (a_t, b_t), start (a_0, b_0), end (a_1, b_1)
 ): # matplotlib figure
     "A plane of weights for each λ, with the KL to the teacher on logarithmic levels."
     lams = sorted(surfaces.lam.unique())
     limits = max(surfaces.kl.min(), .002), surfaces.kl.max()
     with plt.rc_context(STYLE):
-        fig, axs = plt.subplots(1, len(lams), figsize=(3.7*len(lams), 3.2), squeeze=False, layout='constrained')
+        size = (3.7*len(lams), 3.2)
+        fig, axs = plt.subplots(1, len(lams), figsize=size, squeeze=False, layout='constrained')
         for ax, lam in zip(axs.flat, lams):
-            s = surfaces[surfaces.lam == lam].rename(columns=dict(kl='distillation'))
+            s = surfaces[surfaces.lam == lam]
+            s = s.assign(distillation=s.kl)
             o = s.iloc[0]
             points = {'teacher': (o.a_t, o.b_t), 'start': (o.a_0, o.b_0), 'end': (o.a_1, o.b_1)}
             plot_surface(s, points=points, limits=limits, label='KL to the teacher (nats)', ax=ax)
-            ax.set(title=f'λ = {lam:g}', aspect='auto', xlabel='a (distance between weights)', ylabel='b' if lam > lams[0] else 'b (distance between weights)')
+            ax.set(title=f'λ = {lam:g}', aspect='auto', xlabel='a (distance between weights)', ylabel='b')
     return fig
 
-# %% ../../nbs/63_paper.plots.ipynb #214b4f27
+# %% ../../nbs/63_paper.plots.ipynb #749f1e32
 def draw_answers(
     answers:pd.DataFrame, # columns data, tau, image, label, depth, m, class, probability
     image:int=0, # which
@@ -351,7 +370,8 @@ def draw_answers(
     depths, kinds = list(answers.depth.unique()), list(dict.fromkeys(zip(answers.data, answers.tau)))
     size = (3.4*len(kinds), 1.6*len(depths) + .6)
     with plt.rc_context(STYLE):
-        fig, axs = plt.subplots(len(depths), len(kinds), figsize=size, squeeze=False, layout='constrained', sharex=True, sharey=True)
+        fig, axs = plt.subplots(len(depths), len(kinds), figsize=size, squeeze=False, layout='constrained',
+                                sharex=True, sharey=True)
         for i, depth in enumerate(depths):
             for j, (data, tau) in enumerate(kinds):
                 s = answers[(answers.depth == depth) & (answers.data == data) & (answers.tau == tau)]
@@ -390,8 +410,10 @@ def chooser(
         panel = Panel(metric, first.x, first.series, first.where, metric in ('accuracy', 'nll', 'ece'))
         with plt.rc_context(STYLE):
             fig, ax = plt.subplots(figsize=(5, 3.4), layout='constrained')
-            draw_panel(Results(name, scale, part, r.facts), panel, ax, paper=not FIGURES[name].beside and len(only) == len(conditions))
+            paper = not FIGURES[name].beside and len(only) == len(conditions)
+            draw_panel(Results(name, scale, part, r.facts), panel, ax, paper)
             _legend(fig)
         plt.show()
-    menu = w.SelectMultiple(options=conditions, value=conditions, rows=min(len(conditions), 6), description=_SYMBOLS.get(first.x, first.x))
+    menu = w.SelectMultiple(options=conditions, value=conditions, rows=min(len(conditions), 6))
+    menu.description = _SYMBOLS.get(first.x, first.x)
     return w.interactive(show, scale=list(kept), metric=metrics, only=menu)

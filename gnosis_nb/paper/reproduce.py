@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_samples', 'basins', 'teacher_answers', 'cost_table', 'make_figure', 'verify', 'figure']
 
-# %% ../../nbs/64_paper.reproduce.ipynb #034c4580
+# %% ../../nbs/64_paper.reproduce.ipynb #15869c40
 import argparse, json, random, sys
 from functools import lru_cache
 from pathlib import Path
@@ -26,8 +26,9 @@ from ..models import build_classifier, build_gan
 from .claims import check_claims, interval
 from .plots import FIGURES, draw, draw_answers, draw_basins, save_figure
 from .sweeps import (
-    SCALES, SWEEPS, Results, command_of, done_runs, ensemble_logits, evaluation_batches, load_results, override_key,
-    result_row, results, run_here, run_state, save_results, settings_row, shown_images, sweep_jobs, teacher_jobs, train)
+    SCALES, SWEEPS, Results, command_of, done_runs, ensemble_logits, evaluation_batches, load_results,
+    override_key, result_row, results, run_here, run_state, save_results, settings_row, shown_images,
+    sweep_jobs, teacher_jobs, train)
 from ..runs import RunLocked, run_identity
 
 # %% ../../nbs/64_paper.reproduce.ipynb #ba1706fb
@@ -51,7 +52,7 @@ def draw_samples(
     fig.subplots_adjust(0, 0, 1, 1, .03, .03)
     return fig, path
 
-# %% ../../nbs/64_paper.reproduce.ipynb #49a7cd20
+# %% ../../nbs/64_paper.reproduce.ipynb #f477ecd3
 def basins(
     jobs:list, # of Fig 6
     data_dir:str|Path, # where they are

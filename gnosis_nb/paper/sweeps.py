@@ -8,8 +8,8 @@ __all__ = ['SWEEPS', 'SCALES', 'POLICY_NAMES', 'command_of', 'Job', 'sweep_jobs'
            'evaluation_batches', 'ensemble_logits', 'add_independent', 'Results', 'results', 'save_results',
            'load_results', 'all_claims']
 
-# %% ../../nbs/62_paper.sweeps.ipynb #b670dce9
-import io, json, subprocess, sys, time
+# %% ../../nbs/62_paper.sweeps.ipynb #4126059a
+import io, json, re, subprocess, sys, time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +22,8 @@ import torch
 
 from ..checkpoint import write_atomic
 from ..cli import COMMANDS, compose_sweep
-from ..experiment import evaluation_loader, load_data, load_network, load_texts, network_options, pick_device
+from ..experiment import (
+    evaluation_loader, load_data, load_network, load_texts, network_options, pick_device)
 from ..fidelity import predictions
 from ..losses import reduce_ensemble_logits
 from ..metrics import agreement, predictive_kl
@@ -32,7 +33,7 @@ from .targets import SHARES, targets
 from ..runs import RunLocked, run_identity
 from ..settings import ConfigError
 
-# %% ../../nbs/62_paper.sweeps.ipynb #df2c1500
+# %% ../../nbs/62_paper.sweeps.ipynb #19e2a9f6
 SWEEPS = dict(
     fig01=['fig01'],
     fig02=['fig02'],
@@ -59,14 +60,15 @@ def command_of(
     "The command that a preset is for."
     return dict(fig07='image_generation', table2='text_classification').get(preset, 'image_classification')
 
-# %% ../../nbs/62_paper.sweeps.ipynb #9f27a7a3
+# %% ../../nbs/62_paper.sweeps.ipynb #850507b7
 class Job(NamedTuple):
     "One run of a sweep."
     preset:str            # of `SWEEPS`
     overrides:list        # as on the command line
     settings:dict         # all of them
 
-def _experiment(preset, scale): return f'+experiment={preset}' if scale == 'paper' else f'+experiment={scale}/{preset}'
+def _experiment(preset, scale):
+    return f'+experiment={preset}' if scale == 'paper' else f'+experiment={scale}/{preset}'
 
 def sweep_jobs(
     name:str, # a key of `SWEEPS`
@@ -121,12 +123,13 @@ def settings_row(
 
 # %% ../../nbs/62_paper.sweeps.ipynb #2e6cdcaa
 _OF_SUMMARY = dict(
-    accuracy='student_accuracy', nll='student_nll', ece='student_ece', agreement='student_agreement', kl='student_kl',
+    accuracy='student_accuracy', nll='student_nll', ece='student_ece',
+    agreement='student_agreement', kl='student_kl',
     teacher_accuracy='teacher_accuracy', teacher_nll='teacher_nll', teacher_ece='teacher_ece')
 
 def _member_accuracy(summary):
     "The mean accuracy of single teachers: those with a number in their names."
-    members = [v for k, v in summary.items() if k.startswith('teacher_') and k.endswith('_accuracy') and k[8].isdigit()]
+    members = [v for k, v in summary.items() if re.fullmatch(r'teacher_\d+_accuracy', k)]
     return np.mean(members) if members else None
 
 def result_row(
@@ -137,7 +140,8 @@ def result_row(
     summary = json.loads((path/'summary.json').read_text(encoding='utf-8'))
     row = {k: summary.get(name) for k, name in _OF_SUMMARY.items()}
     row['member_accuracy'] = _member_accuracy(summary)
-    if (file := path/'student_train_metrics.csv').exists(): row['train_agreement'] = pd.read_csv(file).train_ts_agree.iloc[-1]
+    if (file := path/'student_train_metrics.csv').exists():
+        row['train_agreement'] = pd.read_csv(file).train_ts_agree.iloc[-1]
     if (file := path/'fidelity_statistics.csv').exists():
         values = pd.read_csv(file, index_col='statistic').value
         row.update({k: values[k] for k in values.index if k.startswith('cka_')})
@@ -183,7 +187,8 @@ def _pool_key(cfg):
     "What teachers have to share to be of one pool: data, network, training, normalisation."
     data = {k: v for k, v in cfg['dataset'].items() if k not in ('root_dir', 'download', 'memory_limit')}
     normalization = cfg.get('augmentation', {}).get('normalization')
-    return json.dumps([data, network_options(cfg, 'teacher'), cfg['teacher']['trainer'], normalization], sort_keys=True)
+    facts = [data, network_options(cfg, 'teacher'), cfg['teacher']['trainer'], normalization]
+    return json.dumps(facts, sort_keys=True)
 
 def teacher_jobs(
     jobs:list, # of `sweep_jobs`
@@ -221,7 +226,7 @@ def run_here(
         except RunLocked: time.sleep(1)
     raise RunLocked(f"{command}: another process has not finished the same run in {wait} s")
 
-# %% ../../nbs/62_paper.sweeps.ipynb #c5738503
+# %% ../../nbs/62_paper.sweeps.ipynb #8252629f
 _OF_ALL = ('device', 'hydra', 'dataset.root_dir', 'dataset.download')
 
 def _wants_generator(cfg):
@@ -294,8 +299,9 @@ def add_independent(
             mine, theirs = teachers[table.path[i]], teachers[table.path[other]]
             if set(mine) & set(theirs): continue
             z_t, z_s = asked(tuple(mine)), asked((f'{table.path[other]}/student.safetensors',))
-            rows[i] = dict(independent_agreement=100*float(agreement(z_t, z_s)), independent_kl=float(predictive_kl(z_t, z_s)))
-    return table.join(pd.DataFrame.from_dict(rows, orient='index', columns=['independent_agreement', 'independent_kl']))
+            rows[i] = 100*float(agreement(z_t, z_s)), float(predictive_kl(z_t, z_s))
+    columns = ['independent_agreement', 'independent_kl']
+    return table.join(pd.DataFrame.from_dict(rows, orient='index', columns=columns))
 
 # %% ../../nbs/62_paper.sweeps.ipynb #3b833a19
 @dataclass(repr=False)
@@ -308,15 +314,17 @@ class Results:
 
     def __len__(self): return len(self.rows)
     def __repr__(self): return f"{self.caption}: {len(self)} runs"
-    def _repr_html_(self): return pd.Series({'figure': self.figure, 'scale': self.scale, **self.facts}).to_frame('').to_html()
+    def _repr_html_(self):
+        return pd.Series({'figure': self.figure, 'scale': self.scale, **self.facts}).to_frame('').to_html()
 
     @property
     def caption(self):
         "Where the numbers come from, in a line."
         f = self.facts
-        return f"{self.figure}, scale={self.scale}: {f['dataset']}, {f['network']}, {f['trials']} trials, {f['device']}, {f['date']}"
+        return (f"{self.figure}, scale={self.scale}: {f['dataset']}, {f['network']}, "
+                f"{f['trials']} trials, {f['device']}, {f['date']}")
 
-# %% ../../nbs/62_paper.sweeps.ipynb #97e51edb
+# %% ../../nbs/62_paper.sweeps.ipynb #16630c17
 def _data_in_words(cfg):
     data, less = cfg['dataset'], cfg['dataset'].get('shrink', {})
     words = [Path(data['root_dir']).name if data['name'] == 'image_folder' else data['name']]
@@ -325,7 +333,8 @@ def _data_in_words(cfg):
     if less.get('size'): words.append(f"{less['size']} pixels")
     return ', '.join(words)
 
-def _minutes(state): return (pd.Timestamp(state['finished']) - pd.Timestamp(state['started'])).total_seconds()/60
+def _minutes(state):
+    return (pd.Timestamp(state['finished']) - pd.Timestamp(state['started'])).total_seconds()/60
 
 def _with_independent(name, rows, jobs):
     if name in ('fig03', 'fig11'): return add_independent(rows, jobs[0].settings)
@@ -342,7 +351,7 @@ def results(
 )->Results:
     "Collect what a figure's runs have given, with where it comes from. Raises `ValueError` if none is done."
     rows = collect(jobs, data_dir)
-    if not len(rows): raise ValueError(f"data_dir={data_dir}: expected runs of {name} at scale={scale}, there is none that is done")
+    if not len(rows): raise ValueError(f'data_dir={data_dir}: expected runs of {name} at scale={scale}, none is done')
     states, cfg = [run_state(p) for p in rows.path], jobs[0].settings
     rows = _with_independent(name, rows, jobs)
     network = network_options(cfg, 'classifier')
@@ -367,8 +376,9 @@ def save_results(
     folder:str|Path='nbs/figures/results', # where
 )->Path: # of the table
     "Write `<figure>_<scale>.csv` and `.json`."
-    stem, facts = Path(folder)/f'{r.figure}_{r.scale}', json.dumps(r.facts, indent=1, ensure_ascii=False)
-    write_atomic(stem.with_suffix('.json'), lambda tmp: tmp.write_text(facts + '\n', encoding='utf-8'))
+    stem = Path(folder)/f'{r.figure}_{r.scale}'
+    facts = json.dumps(r.facts, indent=1, ensure_ascii=False) + '\n'
+    write_atomic(stem.with_suffix('.json'), lambda tmp: tmp.write_text(facts, encoding='utf-8'))
     return write_atomic(stem.with_suffix('.csv'), lambda tmp: r.rows.round(6).to_csv(tmp, index=False))
 
 def load_results(
@@ -381,7 +391,8 @@ def load_results(
         stem = Path(folder)/f'{name}_{s}'
         if stem.with_suffix('.csv').exists():
             rows = pd.read_csv(stem.with_suffix('.csv'), dtype={'splits': str, 'pair': str, 'policy': str})
-            return Results(name, s, rows, json.loads(stem.with_suffix('.json').read_text(encoding='utf-8')))
+            facts = json.loads(stem.with_suffix('.json').read_text(encoding='utf-8'))
+            return Results(name, s, rows, facts)
 
 # %% ../../nbs/62_paper.sweeps.ipynb #e884dd47
 def all_claims(
@@ -391,5 +402,6 @@ def all_claims(
     kept = [r for name in SWEEPS if (r := load_results(name, folder=folder))]
     tables = [check_claims(r) for r in kept]
     for t, r in zip(tables, kept):
-        for i, (column, value) in enumerate(dict(figure=r.figure, scale=r.scale).items()): t.insert(i, column, value)
+        t.insert(0, 'figure', r.figure)
+        t.insert(1, 'scale', r.scale)
     return pd.concat([t for t in tables if 'claim' in t], ignore_index=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARES', 'targets']
 
-# %% ../../nbs/60_paper.targets.ipynb #e4948743
+# %% ../../nbs/60_paper.targets.ipynb #7c57ea65
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import gnosis_nb
 SHARES = ('accuracy', 'teacher_accuracy', 'member_accuracy', 'ece', 'teacher_ece',
           'agreement', 'independent_agreement', 'train_agreement')
 
-# %% ../../nbs/60_paper.targets.ipynb #cfeacbe6
+# %% ../../nbs/60_paper.targets.ipynb #77b94def
 def _number(text):
     try: return float(text)
     except ValueError: return text

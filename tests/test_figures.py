@@ -278,6 +278,6 @@ TABLES = sorted(o.name.removesuffix('_small.csv') for o in KEPT.glob('*_small.cs
 def test_kept_results_have_their_presets(name):
     "The names in the tables are those of today's presets, and a sentence says what was found."
     r = load_results(name, 'small', KEPT)
-    assert {o for sweep in r.rows.sweep for o in sweep.split()} <= set(SWEEPS[name])
+    assert {o for sweep in r.rows.sweep for o in sweep.split()} <= presets()
     assert set(r.rows.policy.dropna()) <= {'', *targets().query("figure == 'fig03'").x}
     assert 40 < len(r.facts['finding']) < 160 and r.facts['runs'] == len(r)

@@ -6,7 +6,7 @@
 __all__ = ['FIGURES', 'LABELS', 'PALETTE', 'STYLE', 'Panel', 'Figure', 'series_label', 'mean_std', 'draw_panel', 'draw',
            'save_figure', 'draw_thumbnail', 'tabulate', 'draw_basins', 'draw_answers', 'chooser']
 
-# %% ../../nbs/63_paper.plots.ipynb #acfe75dd
+# %% ../../nbs/63_paper.plots.ipynb #8d3c3acc
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -109,7 +109,7 @@ def mean_std(
     known = [o for o in _POLICIES if o in out.index]
     return out.loc[known + [o for o in out.index if o not in known]] if known else out
 
-# %% ../../nbs/63_paper.plots.ipynb #34306eb8
+# %% ../../nbs/63_paper.plots.ipynb #d86c08c7
 PALETTE = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9']
 STYLE = {
     'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 9,
@@ -172,7 +172,7 @@ def _draw_targets(ax, values, places, color, shift, label, hollow, line='-'):
     if values['std'].notna().any():
         ax.errorbar(xs, values.value, values['std'], fmt='none', color=color, capsize=2)
 
-# %% ../../nbs/63_paper.plots.ipynb #c8cf6fdd
+# %% ../../nbs/63_paper.plots.ipynb #61f41138
 def _decorate(ax, panel, places):
     ax.set(xlabel=LABELS[panel.x], ylabel=LABELS[panel.metric])
     if _categorical(places):
@@ -211,7 +211,7 @@ def draw_panel(
     "A metric over what was varied: mean and standard deviation over trials, for each series."
     _draw_runs(r, panel, ax, _places(r, panel, paper), paper)
 
-# %% ../../nbs/63_paper.plots.ipynb #a4acc2d6
+# %% ../../nbs/63_paper.plots.ipynb #15b04a15
 def _draw_paper_panel(r, panel, ax, places):
     "The paper's values of the series that we have, too."
     for _, label, color, shift in _series_of(r, panel):
@@ -292,7 +292,7 @@ def draw(
         fig.supxlabel(f'{caption}\n({r.caption})', fontsize=8, color='.25')
     return fig
 
-# %% ../../nbs/63_paper.plots.ipynb #c1576ade
+# %% ../../nbs/63_paper.plots.ipynb #2878f46f
 def save_figure(
     fig, # of matplotlib
     path:str|Path, # without an ending
@@ -353,14 +353,14 @@ def draw_basins(
         fig, axs = plt.subplots(1, len(lams), figsize=size, squeeze=False, layout='constrained')
         for ax, lam in zip(axs.flat, lams):
             s = surfaces[surfaces.lam == lam]
-            s = s.assign(distillation=s.kl)
+            s = s.assign(distillation=s.kl.clip(lower=limits[0]/2))         # zero has no logarithm
             o = s.iloc[0]
             points = {'teacher': (o.a_t, o.b_t), 'start': (o.a_0, o.b_0), 'end': (o.a_1, o.b_1)}
             plot_surface(s, points=points, limits=limits, label='KL to the teacher (nats)', ax=ax)
             ax.set(title=f'λ = {lam:g}', aspect='auto', xlabel='a (distance between weights)', ylabel='b')
     return fig
 
-# %% ../../nbs/63_paper.plots.ipynb #749f1e32
+# %% ../../nbs/63_paper.plots.ipynb #5baf8c35
 def draw_answers(
     answers:pd.DataFrame, # columns data, tau, image, label, depth, m, class, probability
     image:int=0, # which

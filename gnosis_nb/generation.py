@@ -194,7 +194,8 @@ def _prepare_gan(cfg, run, real, device, judge):
     with blame('trainer'):
         learn = gan_learner(dls, *networks, cfg.density_model.loss, opt.lr, opt.betas or (0., .9), opt.name,
                             quality, cbs=[table, SampleGrid(sink=draw)],
-                            gen_update_period=t.gen_update_period, disc_update_period=t.disc_update_period, min_lr=decay.min_lr,
+                            gen_update_period=t.gen_update_period, disc_update_period=t.disc_update_period,
+                            min_lr=decay.min_lr,
                             decay_start=decay.start, decay_stop=decay.stop, seed=seed, precision=t.precision,
                             channels_last=t.channels_last)
     return learn, table

@@ -30,7 +30,8 @@ def plot_report(
     ax, y = axs[0, 0], np.arange(len(report))[::-1]
     ax.plot(report.accuracy, y, 'o', label='accuracy')
     ax.plot(report.agreement, y, 's', mfc='none', label='agreement with the teacher')
-    ax.set(yticks=y, yticklabels=report.index, ylim=(-.5, len(report) - .5), xlabel=f'share of evaluation {unit}')
+    ax.set(yticks=y, yticklabels=report.index, ylim=(-.5, len(report) - .5))
+    ax.set_xlabel(f'share of evaluation {unit}')
     ax.grid(axis='y', alpha=.3)
     ax.legend(fontsize=8, ncol=2, loc='lower center', bbox_to_anchor=(.5, 1.), frameon=False)
     if rows:
@@ -77,7 +78,7 @@ def write_report(
     report:pd.DataFrame, # of `fidelity_report`
     unit:str='images', # what is classified
 ):
-    "Write `fidelity.csv`, `fidelity.png` and `summary.json`. Raises `FloatingPointError` if a model has diverged."
+    "Write `fidelity.csv`, `fidelity.png`, `summary.json`. Raises `FloatingPointError` if a model has diverged."
     if not np.isfinite(report.to_numpy()).all(): raise FloatingPointError(f"a model has diverged:\n{report}")
     run.write('fidelity.csv', report.rename_axis('model').to_csv)
     fig = plot_report(report, run.tables.get('student_train_metrics', []), unit)

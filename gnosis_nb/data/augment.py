@@ -6,7 +6,7 @@
 __all__ = ['AUGMENTATIONS', 'adjust_brightness', 'adjust_contrast', 'adjust_saturation', 'adjust_hue', 'random_colorjitter',
            'random_grayscale', 'gaussian_blur', 'random_gaussian_blur', 'Augmentation', 'augmentation']
 
-# %% ../../nbs/25_data.augment.ipynb #da2daf93
+# %% ../../nbs/25_data.augment.ipynb #9a564a13
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from .geometry import (
-    RandomResizedCrop, Window, check_pair, check_range, draw_uniform, random_crop, random_flip,
+    RandomResizedCrop, Window, check_sizes, check_range, draw_uniform, random_crop, random_flip,
     random_perspective, random_rotation, transform_some)
 from .split import check_ratio
 
@@ -133,7 +133,7 @@ def random_gaussian_blur(
     sigma:float|Sequence=(.1, 2.),   # standard deviations are uniform between these, in pixels
 )->Callable:
     "Batch transform: blur each image by a Gaussian of random width."
-    pair = check_pair('kernel_size', kernel_size)
+    pair = check_sizes('kernel_size', kernel_size)
     bounds = check_range('sigma', sigma, lambda v: (v, v), 0)
     if any(o % 2 == 0 for o in pair): raise ValueError(f"kernel_size={kernel_size!r}: expected odd numbers")
     if bounds[0] == 0: raise ValueError(f"sigma={sigma!r}: expected standard deviations > 0")

@@ -6,7 +6,7 @@
 __all__ = ['AUGMENTATIONS', 'adjust_brightness', 'adjust_contrast', 'adjust_saturation', 'adjust_hue', 'random_colorjitter',
            'random_grayscale', 'gaussian_blur', 'random_gaussian_blur', 'Augmentation', 'augmentation']
 
-# %% ../../nbs/25_data.augment.ipynb #9a564a13
+# %% ../../nbs/25_data.augment.ipynb #4135d691
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -82,8 +82,8 @@ def _jitter(steps, x, generator):
 
 def random_colorjitter(
     brightness:float|Sequence=0., # b: factors are uniform on [max(0, 1 - b), 1 + b], or between two
-    contrast:float|Sequence=0.,   # likewise
-    saturation:float|Sequence=0., # likewise
+    contrast:float|Sequence=0.,   # likewise, of the contrast
+    saturation:float|Sequence=0., # likewise, of the saturation
     hue:float|Sequence=0.,        # h <= 0.5: turns are uniform on [-h, h], or between two
 )->Callable:
     "Batch transform: change brightness, contrast, saturation and hue of each image, in random order."

@@ -77,7 +77,7 @@ def pick_backend(
         import torchtext
         if hasattr(torchtext, 'disable_torchtext_deprecation_warning'):
             torchtext.disable_torchtext_deprecation_warning()
-        from torchtext.vocab import build_vocab_from_iterator
+        from torchtext.vocab import build_vocab_from_iterator  # noqa: F401, does it load?
     except (ImportError, OSError, RuntimeError) as e:  # its binaries fit one version of torch only
         if backend == 'auto': return 'builtin'
         problem = ' '.join(str(e).split())

@@ -9,9 +9,11 @@ from .data.images import *
 from .data.split import *
 from .data.folder import *
 from .data.zoo import *
+from .data.geometry import *
 from .data.augment import *
 from .data.loaders import *
 from .data.blocks import *
+from .data.words import *
 from .data.text import *
 from .engine import *
 from .distill import *

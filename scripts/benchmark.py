@@ -27,10 +27,11 @@ from torchvision import transforms
 
 from gnosis_nb.cka import linear_cka
 from gnosis_nb.data.augment import augmentation
-from gnosis_nb.data.loaders import ImageLoader, image_dls
-from gnosis_nb.data.text import TextSets, basic_english, encode_texts, text_dls, text_sets, write_review
 from gnosis_nb.data.folder import DataNotFound, image_folder
 from gnosis_nb.data.images import ImageData, ImageSets, normalizer
+from gnosis_nb.data.loaders import ImageLoader, image_dls
+from gnosis_nb.data.text import TextSets, text_dls, text_sets, write_review
+from gnosis_nb.data.words import basic_english, encode_texts
 from gnosis_nb.data.zoo import STATISTICS, cifar10
 from gnosis_nb.distill import FidelityTable, PrintProgress
 from gnosis_nb.engine import Captured, fit_together, frozen, keep_memory, peak_memory, pick_channels_last, pick_precision

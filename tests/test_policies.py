@@ -54,7 +54,7 @@ def pool(tmp_path_factory):
     run(folder, *DIGITS, 'trainer.distill_teacher=false')
     return folder
 
-EXPECTED = dict(baseline=dict(digits=(1347, 1347)), rotation=dict(digits=(1347, 1347)), vertical_flip=dict(digits=(1347, 1347)), color_jitter=dict(digits=(1347, 1347)),
+EXPECTED = dict(baseline=dict(digits=(1347, 1347)), rotation=dict(digits=(1347, 1347)), vertical_flip=dict(digits=(1347, 1347)), colorjitter=dict(digits=(1347, 1347)),
                 comb_aug=dict(digits=(1347, 1347)), mixup={'mixed digits': (1347, 0)})
 
 @pytest.mark.parametrize('policy', EXPECTED)

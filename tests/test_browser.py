@@ -16,7 +16,9 @@ def free_port():
 
 def settings(folder):
     "Settings of JupyterLab under which every cell is on the page, seen or not, and nothing is asked or fetched."
-    for plugin, values in {'notebook-extension/tracker': dict(windowingMode='none', autoStartDefaultKernel=True), 'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False)}.items():
+    plugins = {'notebook-extension/tracker': dict(windowingMode='none', autoStartDefaultKernel=True),
+               'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False)}
+    for plugin, values in plugins.items():
         path = folder/f'@jupyterlab/{plugin}.jupyterlab-settings'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
@@ -29,7 +31,7 @@ def answers(url):
 @pytest.fixture(scope='module')
 def chromium():
     sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install playwright')
-    path = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
     if not path: pytest.skip('no chromium: apt-get install chromium')
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=path, args=['--no-sandbox', '--disable-dev-shm-usage'])
@@ -43,10 +45,14 @@ def lab(tmp_path_factory):
     home, port = tmp_path_factory.mktemp('lab'), free_port()
     (home/'nbs').mkdir()
     shutil.copy(ROOT/'nbs/explore/explore.ipynb', home/'nbs')
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'PYTHONPATH': str(ROOT), 'IPYTHONDIR': str(home/'ipython'), 'JUPYTER_CONFIG_DIR': str(home/'config'), 'JUPYTER_RUNTIME_DIR': str(home/'runtime')}
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'PYTHONPATH': str(ROOT)}
+    env |= {k: str(home/k) for k in ('IPYTHONDIR', 'JUPYTER_CONFIG_DIR', 'JUPYTER_RUNTIME_DIR')}
+    options = ['--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
+               f'--IdentityProvider.token={TOKEN}', f'--ServerApp.root_dir={home/"nbs"}',
+               f'--LabApp.user_settings_dir={settings(home/"settings")}', f'--LabApp.workspaces_dir={home/"workspaces"}',
+               '--LabApp.expose_app_in_browser=True']
     with open(home/'log', 'w') as log:
-        process = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', f'--IdentityProvider.token={TOKEN}', f'--ServerApp.root_dir={home/"nbs"}',
-                                    f'--LabApp.user_settings_dir={settings(home/"settings")}', f'--LabApp.workspaces_dir={home/"workspaces"}', '--LabApp.expose_app_in_browser=True'], env=env, stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *options], env=env, stdout=log, stderr=log)
     try:
         end = time.time() + 60
         while not answers(f'http://127.0.0.1:{port}/api?token={TOKEN}'):
@@ -58,17 +64,21 @@ def lab(tmp_path_factory):
         try: process.wait(30)
         except subprocess.TimeoutExpired: process.kill()
 
+KERNEL_IS_IDLE = 'window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === "idle"'
+CELLS_ARE_RUN = """() => [...document.querySelectorAll(".jp-Notebook .jp-CodeCell .jp-InputPrompt")]
+                   .every(o => /\\[\\d+\\]/.test(o.textContent))"""
+
 @pytest.fixture(scope='module')
 def page(lab, chromium):
     "The notebook, all of its cells run."
     SHOTS.mkdir(exist_ok=True)
     page = chromium.new_page(viewport=dict(width=1400, height=1100))
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(120_000)                                     # a guard, for busy machines
     page.goto(lab)
     page.wait_for_function('window.jupyterapp && document.querySelectorAll(".jp-CodeCell").length > 5')
-    page.wait_for_function('window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === "idle"')
+    page.wait_for_function(KERNEL_IS_IDLE)
     page.evaluate('window.jupyterapp.commands.execute("notebook:run-all-cells")')
-    try: page.wait_for_function('() => [...document.querySelectorAll(".jp-Notebook .jp-CodeCell .jp-InputPrompt")].every(o => /\\[\\d+\\]/.test(o.textContent))', timeout=120_000)
+    try: page.wait_for_function(CELLS_ARE_RUN, timeout=300_000)
     finally: page.screenshot(path=SHOTS/'all_cells_run.png')
     errors = page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
     assert not errors, errors[0][-2000:]
@@ -76,14 +86,21 @@ def page(lab, chromium):
 
 def panel(page, call):
     "What the cell shows that ends with a call of this function."
-    cells = [''.join(c['source']) for c in json.loads((ROOT/'nbs/explore/explore.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
-    i, = [i for i, source in enumerate(cells) if source.rstrip().splitlines()[-1].startswith(f'{call}(')]
+    nb = json.loads((ROOT/'nbs/explore/explore.ipynb').read_text())
+    cells = [''.join(c['source']).rstrip() for c in nb['cells'] if c['cell_type'] == 'code']
+    i, = [i for i, source in enumerate(cells) if source.splitlines()[-1].startswith(f'{call}(')]
     return page.locator('.jp-CodeCell').nth(i).locator('.jp-OutputArea-output:has(.widget-box)')
 
 def picture(o): return o.locator('img').first.get_attribute('src')
-def changed(page, o, before): page.wait_for_function('([o, before]) => o.querySelector("img").src !== before', arg=[o.element_handle(), before])
-def says(page, o, text): page.wait_for_function('([o, text]) => new RegExp(text).test(o.textContent)', arg=[o.element_handle(), text])
+def wait(page, o, condition, *args):
+    "Wait for a condition in JavaScript on an element `o` and arguments `a`, `b`."
+    page.wait_for_function(f'([o, a, b]) => {condition}', arg=[o.element_handle(), *args])
+def changed(page, o, before): wait(page, o, 'o.querySelector("img").src !== a', before)
+def says(page, o, text): wait(page, o, 'new RegExp(a).test(o.textContent)', text)
+def says_no_more(page, o, text): wait(page, o, '!(new RegExp(a).test(o.textContent))', text)
 def shot(o, name): o.scroll_into_view_if_needed(); o.screenshot(path=SHOTS/f'{name}.png')
+
+MEAN = 'parseFloat(/mean entropy ([\\d.]+)/.exec(o.textContent)[1])'
 def entropy(o): return float(re.search(r'mean entropy ([\d.]+)', o.inner_text())[1])
 
 
@@ -95,12 +112,14 @@ def test_temperature(page):
     handle.focus()
     for _ in range(8): handle.press('ArrowLeft')
     changed(page, lab, before)
-    says(page, lab, 'mean entropy [01]\\.')
-    page.wait_for_function('([o, warm]) => parseFloat(/mean entropy ([\\d.]+)/.exec(o.textContent)[1]) < warm - .2', arg=[lab.element_handle(), warm])
+    wait(page, lab, f'{MEAN} < a - .2', warm)
     shot(lab, 'temperature_lower')
-    cold = entropy(lab)
+
+def test_teacher_is_chosen(page):
+    lab = panel(page, 'temperature_lab')
+    before = entropy(lab)
     lab.locator('select').nth(1).select_option('depth 14')
-    page.wait_for_function('([o, cold]) => parseFloat(/mean entropy ([\\d.]+)/.exec(o.textContent)[1]) !== cold', arg=[lab.element_handle(), cold])
+    wait(page, lab, f'{MEAN} !== a', before)
 
 def test_disagreements(page):
     found = panel(page, 'disagreements')
@@ -110,12 +129,14 @@ def test_disagreements(page):
     says(page, found, 'page 2 of')
     shot(found, 'disagreements_page_2')
 
-def test_policies_and_landscape(page):
+def test_policies(page):
     viewer = panel(page, 'augmentation_viewer')
     before = picture(viewer)
     viewer.locator('.widget-hslider', has_text='draw').locator('.noUi-handle').press('ArrowRight')
     changed(page, viewer, before)
     shot(viewer, 'policies')
+
+def test_landscape_along_the_line(page):
     plane = panel(page, 'landscape_viewer')
     before = picture(plane)
     handle = plane.locator('.widget-hslider', has_text='λ').locator('.noUi-handle')
@@ -124,25 +145,25 @@ def test_policies_and_landscape(page):
     assert '(0.00, 0.00)' not in plane.inner_text()
     shot(plane, 'plane')
 
-def test_the_landscape_is_read_by_pointing(page):
+def test_landscape_is_read_by_pointing(page):
     plane = panel(page, 'landscape_viewer')
     shown = plane.locator('img').first
     shown.scroll_into_view_if_needed()
     box = shown.bounding_box()
-    at = lambda x, y: (box['x'] + x*box['width'], box['y'] + y*box['height'])     # shares of the picture
-    point = lambda: re.search(r'grid \((-?[\d.]+), (-?[\d.]+)\): distillation ([\d.]+)', plane.inner_text())
+    def at(x, y): return box['x'] + x*box['width'], box['y'] + y*box['height']     # shares of the picture
+    def point(): return re.search(r'grid \((-?[\d.]+), (-?[\d.]+)\): \w+ ([\d.]+)', plane.inner_text()).groups()
     page.mouse.move(*at(.2, .5))
     says(page, plane, 'nearest point of the grid')
-    left, before = point().groups(), picture(plane)
+    left, before = point(), picture(plane)
+    place = re.escape(f'({left[0]}, {left[1]})')
     page.mouse.move(*at(.3, .3))
-    page.wait_for_function('([o, left]) => !o.textContent.includes(left)', arg=[plane.element_handle(), f'({left[0]}, {left[1]})'])
-    right = point().groups()
+    says_no_more(page, plane, place)
+    right = point()
     assert float(right[0]) > float(left[0]) and float(right[1]) > float(left[1]) and right[2] != left[2]
     assert picture(plane) == before
-    shot(plane, 'plane_hovered')
     page.mouse.click(*at(.2, .5))
     changed(page, plane, before)
-    says(page, plane, re.escape(f'({left[0]}, {left[1]})') + '[^:]')         # in the table, too
+    says(page, plane, place + '[^:]')                                        # in the table, too
     shot(plane, 'plane_clicked')
 
 def test_runs_are_filtered(page):
@@ -159,38 +180,38 @@ def test_runs_are_filtered(page):
     runs.locator('summary', has_text='differ').click()
     shot(runs, 'runs_filtered')
 
-def test_a_live_run_is_started_stopped_and_resumed(page):
+def press(live, name): live.get_by_role('button', name=name).click()
+
+def test_live_run_is_started_stopped_and_resumed(page):
     live = panel(page, 'live_run')
-    button = lambda name: live.get_by_role('button', name=name)
-    epochs = live.locator('input[type=number]').nth(2)                        # trial, members, epochs
+    epochs = live.locator('input[type=number]').nth(2)                       # trial, members, epochs
     epochs.fill('3000'); epochs.press('Enter')
     says(page, live, 'trainer.num_epochs=3000')
     before = picture(live)
-    button('Start').click()
-    says(page, live, 'running')
-    assert button('Start').is_disabled() and button('Stop').is_enabled()
+    press(live, 'Start')
+    says(page, live, 'process \\d+, ')
+    assert live.get_by_role('button', name='Start').is_disabled()
     changed(page, live, before)                                              # the first epochs
-    page.wait_for_function('o => o.querySelectorAll("table tr").length > 1', arg=live.element_handle())
+    wait(page, live, 'o.querySelectorAll("table tr").length > 1')
     shot(live, 'live_running')
-    button('Stop').click()
+    press(live, 'Stop')
+    says_no_more(page, live, 'process \\d+, ')
     says(page, live, 'interrupted')
-    page.wait_for_function('o => !/running/.test(o.textContent)', arg=live.element_handle())
     shot(live, 'live_stopped')
-    button('Resume').click()
+    press(live, 'Resume')
     says(page, live, 'going on with')
-    says(page, live, 'running')
-    button('Stop').click()
-    page.wait_for_function('o => !/process \\d+, running/.test(o.textContent)', arg=live.element_handle())
+    press(live, 'Stop')
+    says_no_more(page, live, 'process \\d+, ')
     assert 'interrupted' in live.inner_text()
 
-def test_a_live_run_of_texts(page):
+def test_live_run_of_texts(page):
     live = panel(page, 'live_run')
-    live.get_by_role('button', name='text classification').click()
+    press(live, 'text classification')
     says(page, live, 'gnosis-text-classification dataset=sentences')
     before = picture(live)
-    live.get_by_role('button', name='Start').click()
+    press(live, 'Start')
     changed(page, live, before)
-    page.wait_for_function('o => [...o.querySelectorAll("table th")].some(th => th.textContent === "teacher_0")', arg=live.element_handle())
-    live.get_by_role('button', name='Stop').click()
-    page.wait_for_function('o => !/process \\d+, /.test(o.textContent)', arg=live.element_handle())
+    wait(page, live, '[...o.querySelectorAll("table th")].some(th => th.textContent === "teacher_0")')
+    press(live, 'Stop')
+    says_no_more(page, live, 'process \\d+, ')
     shot(live, 'live_texts')

@@ -1,52 +1,90 @@
 "The panel of a live run without a browser: what its buttons make of the run."
 import time
 
-from gnosis_nb.explore import live_run, read_tables, run_folder, run_state
+import pytest
+
+from gnosis_nb.curves import read_tables
+from gnosis_nb.explore import live_run, run_folder, run_state
 
 SMALL = ['dataset=digits', 'dataset.size=8', 'device=cpu', 'trainer.precision=fp32']
+TEXTS = ['dataset=sentences', 'scale=smoke', 'dataset.num_train=300', 'dataset.num_test=101', 'device=cpu']
 
-def wait_for(condition, live, limit=90):
-    end = time.time() + limit
+def folder_of(live): return run_folder(live.settings)
+
+def epochs(live):
+    "The epochs in the tables of the form's run, by network."
+    folder = folder_of(live)
+    return {k: t.epoch.tolist() for k, t in read_tables(folder).items()} if folder else {}
+
+def wait_for(condition, live):
+    "Until a condition holds; an error if the command ends before."
     while not condition():
-        assert time.time() < end and live.launched.running(), live.launched.said(30)
+        assert live.process.running(), live.process.output(30)
         time.sleep(.1)
 
-def epochs(folder): return {k: t.epoch.tolist() for k, t in read_tables(folder).items()} if folder else {}
+def press(live, button):
+    assert not live.buttons[button].disabled
+    live.buttons[button].click()
 
 def stop(live):
-    live.buttons['Stop'].click()
-    live.launched.process.wait(60)
+    press(live, 'Stop')
+    status = live.process.wait(120)
     live.refresh()
+    return status
 
+def enabled(live): return [k for k, o in live.buttons.items() if not o.disabled]
 
-def test_a_resumed_run_goes_on_in_its_folder(tmp_path):
+@pytest.fixture
+def live(tmp_path):
+    "The form of a run that is far too long."
     live = live_run([*SMALL, f'data_dir={tmp_path}'], static=False)
     live.fields['trainer.num_epochs'].value, live.fields['trainer.eval_period'].value = 3000, 1
-    live.buttons['Start'].click()
-    wait_for(lambda: epochs(run_folder(live.settings)), live)
+    yield live
+    if live.process.running(): live.process.process.kill()
+
+
+def test_running_shows_its_epochs(live):
+    blank = live.picture.value
+    press(live, 'Start')
+    assert enabled(live) == ['Stop'] and all(o.disabled for o in live.fields.values())
+    with pytest.raises(RuntimeError, match='is still running'): live.start()
+    wait_for(lambda: epochs(live), live)
+    live.refresh()
+    assert 'running</b>' in live.status.value and '<tr' in live.text.value and live.picture.value != blank
+
+def test_stopped_run_goes_on_in_its_folder(live):
+    press(live, 'Start')
+    wait_for(lambda: epochs(live), live)
+    assert stop(live) == 130 and '<b>interrupted</b>' in live.status.value and enabled(live) == ['Resume']
+    folder, before = folder_of(live), epochs(live)
+    assert run_state(folder) == 'interrupted'
+    press(live, 'Resume')
+    wait_for(lambda: epochs(live) != before, live)
     stop(live)
-    folder, before = run_folder(live.settings), epochs(run_folder(live.settings))
-    assert run_state(folder) == 'interrupted' and live.launched.process.returncode == 130
-    assert [live.buttons[k].disabled for k in ('Start', 'Stop', 'Resume')] == [True, True, False]
-    live.buttons['Resume'].click()
-    wait_for(lambda: epochs(folder) != before, live)
-    stop(live)
-    assert 'going on with' in live.launched.said(30) and run_folder(live.settings) == folder
-    assert all(o == list(range(1, len(o) + 1)) for o in epochs(folder).values())
+    assert 'going on with' in live.process.output(30) and folder_of(live) == folder
+    assert all(o == list(range(1, len(o) + 1)) for o in epochs(live).values())
+
+def test_killed_can_be_resumed(live):
+    press(live, 'Start')
+    wait_for(lambda: folder_of(live) and list(folder_of(live).glob('.training_state_*')), live)
+    live.process.process.kill()
+    live.process.wait(120)
+    live.refresh()
+    assert '<b>killed' in live.status.value and enabled(live) == ['Resume']
 
 def test_texts(tmp_path):
-    live = live_run(['dataset=sentences', 'scale=smoke', 'dataset.num_train=300', 'dataset.num_test=101', 'device=cpu', f'data_dir={tmp_path}'], 'text_classification', static=False)
+    live = live_run([*TEXTS, f'data_dir={tmp_path}'], 'text_classification', static=False)
     live.fields['trainer.num_epochs'].value, live.fields['teacher.num_components'].value = 3, 2
     blank = live.picture.value
-    live.buttons['Start'].click()
-    assert live.launched.process.wait(90) == 0, live.launched.said(30)
+    press(live, 'Start')
+    assert live.process.wait(300) == 0, live.process.output(30)
     live.refresh()
-    folder = run_folder(live.settings)
-    assert run_state(folder) == 'done' and epochs(folder) == {'student': [1, 2, 3], 'teacher_0': [1, 2, 3], 'teacher_1': [1, 2, 3]}
-    assert live.picture.value != blank and live.says.value.count('<tr>') == 3 + 1 + 4     # networks; the names' row and the report's
-    assert [live.buttons[k].disabled for k in ('Start', 'Stop', 'Resume')] == [False, True, True]
+    assert run_state(folder_of(live)) == 'done' and enabled(live) == ['Start']
+    assert epochs(live) == {k: [1, 2, 3] for k in ('student', 'teacher_0', 'teacher_1')}
+    rows = 3 + 1 + 4                                                         # networks; the names' row and the report's
+    assert live.picture.value != blank and live.text.value.count('<tr>') == rows
 
-def test_a_network_for_images_is_not_offered_for_texts(tmp_path):
+def test_network_for_images_is_not_offered_for_texts(tmp_path):
     live = live_run([f'data_dir={tmp_path}'], 'text_classification', static=False)
     assert [o for _, o in live.groups['dataset'].options] == ['', 'imdb', 'sentences']
     live.groups['dataset'].value = 'sentences'
@@ -55,7 +93,7 @@ def test_a_network_for_images_is_not_offered_for_texts(tmp_path):
 def test_what_the_command_refuses_is_shown(tmp_path):
     live = live_run([*SMALL, f'data_dir={tmp_path}'], static=False)
     live.fields['trainer.optimizer.lr'].value = -1.
-    live.buttons['Start'].click()
-    assert live.launched.process.wait(90) == 1
+    press(live, 'Start')
+    assert live.process.wait(120) == 1
     live.refresh()
-    assert 'trainer.optimizer.lr=-1.0: expected a number &gt; 0' in live.says.value and run_folder(live.settings) is None
+    assert 'trainer.optimizer.lr=-1.0: expected a number &gt; 0' in live.text.value and folder_of(live) is None

@@ -1,0 +1,7 @@
+"""Panels to look at distillation with: single images, runs, planes of weights, a run while it trains, policies"""
+from gnosis_nb.explore.live import LiveRun, LiveRuns, live_run, run_folder, run_state
+from gnosis_nb.explore.panel import Panel, Sheet, as_html, can_show, point_on, show
+from gnosis_nb.explore.policies import augmentation_viewer
+from gnosis_nb.explore.predictions import Disagreements, disagreements, find_disagreements, temperature_lab
+from gnosis_nb.explore.runs import diff_configs, filter_runs, label_runs, run_browser, runs_table
+from gnosis_nb.explore.weights import landscape_viewer, read_surface

@@ -1,25 +1,27 @@
-"""Processes that stop or die at an event and not after some time: just before a file is put in its place.
+"""Processes that stop or die at an event: just before a file is put in its place.
 
 `python tests/events.py SIGNAL NAME N SCRIPT ARGUMENTS…` runs a script that sends itself SIGNAL
 before it puts a file whose name matches NAME in its place for the N-th time."""
-import fnmatch, itertools, os, runpy, signal, sys
+import fnmatch
+import itertools
+import os
+import runpy
+import signal
+import sys
 from pathlib import Path
 
 
-def before_change(act, events=('os.rename',), pattern='*'):
-    "Call `act(n)` before the n-th of these `events` of a file that matches `pattern`, in this process."
+def signal_before_file(sign, pattern, n):
+    "Send this process `sign` before it renames a file to a name that matches `pattern` for the n-th time."
     numbers = itertools.count(1)
     def hook(event, args):
-        if event not in events: return
-        name = Path(os.fsdecode(args[1 if event == 'os.rename' else 0])).name
-        if fnmatch.fnmatch(name, pattern): act(next(numbers))
+        if event != 'os.rename' or not fnmatch.fnmatch(Path(os.fsdecode(args[1])).name, pattern): return
+        if next(numbers) == n: os.kill(os.getpid(), sign)
     sys.addaudithook(hook)
 
 
 if __name__ == '__main__':
-    sign, pattern, n = signal.Signals[sys.argv[1]], sys.argv[2], int(sys.argv[3])
-    def act(i):
-        if i == n: os.kill(os.getpid(), sign)
-    before_change(act, pattern=pattern)
+    sign, pattern, n = sys.argv[1:4]
+    signal_before_file(signal.Signals[sign], pattern, int(n))
     sys.argv = sys.argv[4:]
     runpy.run_path(sys.argv[0], run_name='__main__')

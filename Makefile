@@ -6,16 +6,19 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Threads that wait must not spin: where other programs use the cores, too, training would be many times slower.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test check torchtext lab readme docs clean
+.PHONY: demo test check lint torchtext lab readme docs clean
 
 demo: .venv/.lib  ## three teachers and a student on the digits, in a minute or two
-	gnosis-image-classification dataset=digits teacher.num_components=3 teacher.independent=true data_dir=demo exp_name=digits
+	gnosis-image-classification +experiment=digits teacher.num_components=3 teacher.independent=true data_dir=demo exp_name=digits
 
 test: .venv/.dev  ## notebooks, then pytest
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 	OMP_NUM_THREADS=1 pytest -q -n 2 --durations=10 tests
 
-check: .venv/.dev  ## fails when notebooks, package and README are not in step
+lint: .venv/.dev  ## long lines, semicolons, private names of other modules, unused imports and names; rules in pyproject.toml
+	ruff check .
+
+check: lint  ## lint, then fails when notebooks, package and README are not in step
 	.ci/in_step
 
 torchtext: .venv-torchtext/.lib  ## the built-in tokeniser and vocabulary against torchtext's, on all of IMDB where it is in data/datasets

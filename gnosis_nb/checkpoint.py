@@ -40,13 +40,14 @@ def write_atomic(
             _write_through(tmp, write)
             os.replace(tmp, path)
         finally: tmp.unlink(missing_ok=True)
-    except OSError as e: raise OSError(e.errno, f"could not be written ({e.strerror or e})", str(path)) from e
+    except OSError as e:
+        raise OSError(e.errno, f"could not be written ({e.strerror or e})", str(path)) from e
     return path
 
 def _write_through(path, write):
     "Write a file with the permissions that the user's other files get, and flush it to the disk."
     write(path)
-    umask = os.umask(0)                                                      # it can only be read by setting it
+    umask = os.umask(0)  # it can only be read by setting it
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)
     with open(path, 'rb') as f: os.fsync(f.fileno())
@@ -57,7 +58,8 @@ def _digest(tensors):
     h = hashlib.sha256()
     for k in sorted(tensors):
         t = tensors[k].detach().cpu().contiguous()
-        h.update(f'{k} {t.dtype} {list(t.shape)}'.encode() + t.view(-1).view(torch.uint8).numpy().tobytes())
+        h.update(f'{k} {t.dtype} {list(t.shape)}'.encode())
+        h.update(t.view(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 def save_checkpoint(
@@ -65,7 +67,7 @@ def save_checkpoint(
     model:nn.Module|dict, # a module or a state dict
     **info, # facts to keep beside the weights, JSON values
 )->Path: # the file written
-    "Write weights and facts as one safetensors file. The facts `weights` (a digest) and `versions` are added."
+    "Write weights and facts, among them `weights`, a digest, and `versions`, as one safetensors file."
     path = Path(path)
     if path.suffix != '.safetensors': path = path.with_name(path.name + '.safetensors')
     state = model.state_dict() if isinstance(model, nn.Module) else model
@@ -83,15 +85,15 @@ def _naming_errors(path):
     "Turn whatever goes wrong while `path` is read into a `CheckpointError` that names it."
     try:
         if not path.exists(): raise FileNotFoundError(f"checkpoint {path} does not exist")
-        open(path, 'rb').close()                    # safetensors says "not found" of every file that it cannot open
+        open(path, 'rb').close()  # of every file that it cannot open, safetensors says "not found"
         yield
     except FileNotFoundError: raise
     except CheckpointError as e: raise CheckpointError(f"{path}: {e}") from None
     except PermissionError: raise CheckpointError(f"{path}: this user may not read it") from None
     except pickle.UnpicklingError as e:
         asked = re.search(r'GLOBAL ([\w.]+)', str(e))
-        asks_for = f" (it asks for {asked[1]})" if asked else ''
-        raise CheckpointError(f"{path}: refused, it is not a plain state dict of tensors{asks_for}") from None
+        what = f" (it asks for {asked[1]})" if asked else ''
+        raise CheckpointError(f"{path}: refused, not a plain state dict of tensors{what}") from None
     except Exception as e:
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({type(e).__name__})") from e
 
@@ -115,12 +117,12 @@ def _is_plain(t):
 
 def _read_pickle(path):
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')                                      # of pickles of older versions of torch
+        warnings.simplefilter('ignore')  # of pickles of older versions of torch
         state = torch.load(path, map_location='cpu', weights_only=True)
     if isinstance(state, dict) and isinstance(state.get('state_dict'), dict): state = state['state_dict']
-    if not isinstance(state, dict) or not all(isinstance(k, str) and _is_plain(v) for k, v in state.items()):
-        raise CheckpointError(f"holds {type(state).__name__}, expected a state dict of tensors")
-    return {k: v.data for k, v in state.items()}, {}
+    if isinstance(state, dict) and all(isinstance(k, str) and _is_plain(v) for k, v in state.items()):
+        return {k: v.data for k, v in state.items()}, {}
+    raise CheckpointError(f"holds {type(state).__name__}, expected a state dict of tensors")
 
 # %% ../nbs/40_checkpoint.ipynb #2e207056
 def load_checkpoint(
@@ -147,23 +149,23 @@ def load_weights(
 )->dict: # the facts
     "Load a checkpoint into a network whose keys and shapes are the same; otherwise a `CheckpointError`."
     state, info = load_checkpoint(path)
-    own = model.state_dict()
+    own, kind = model.state_dict(), type(model).__name__
     for k in [*own, *state]:
-        if k not in state: raise CheckpointError(f"{path}: has no {k!r}, which {type(model).__name__} needs")
-        if k not in own: raise CheckpointError(f"{path}: has {k!r}, which {type(model).__name__} does not")
-        if own[k].shape != state[k].shape:
-            raise CheckpointError(f"{path}: {k!r} has shape {list(state[k].shape)}, expected {list(own[k].shape)}")
+        if k not in state: raise CheckpointError(f"{path}: has no {k!r}, which {kind} needs")
+        if k not in own: raise CheckpointError(f"{path}: has {k!r}, which {kind} does not")
+        found, want = list(state[k].shape), list(own[k].shape)
+        if found != want: raise CheckpointError(f"{path}: {k!r} has shape {found}, expected {want}")
     model.load_state_dict(state)
     return info
 
-# %% ../nbs/40_checkpoint.ipynb #405ee9bc
+# %% ../nbs/40_checkpoint.ipynb #de1ee15c
 def load_network(
     path:str|Path, # a checkpoint of a run, for instance student.safetensors
 )->nn.Module: # on the CPU, in evaluation mode
     "Build the network that a run's checkpoint describes, and load its weights."
     spec = checkpoint_info(path).get('spec')
     if spec is None:
-        raise CheckpointError(f"{path}: does not say which network it holds; build the network and use load_weights")
+        raise CheckpointError(f"{path}: does not say which network it holds; build one and load_weights")
     model = build_classifier(**spec)
     load_weights(model, path)
     return model.eval()
@@ -172,7 +174,7 @@ def load_network(
 def _natural(path): return [int(o) if o.isdigit() else o for o in re.split(r'(\d+)', str(path))]
 
 def find_checkpoints(
-    folder:str|Path, # searched with everything below it, but for hidden folders; a file is taken as it is
+    folder:str|Path, # searched with all visible folders below it; a file is taken as it is
     stem:str='teacher', # name before the number
 )->list: # paths
     "List the checkpoints `<stem>_<number>` below a folder in natural order. A missing folder has none."
@@ -183,7 +185,7 @@ def find_checkpoints(
     found = [o for o in folder.rglob(f'{stem}_*') if pattern.fullmatch(o.name) and not is_hidden(o)]
     return sorted(found, key=_natural)
 
-# %% ../nbs/40_checkpoint.ipynb #5f2c9968
+# %% ../nbs/40_checkpoint.ipynb #8be328e1
 def mismatch(
     found:dict, # facts of a checkpoint
     wanted:dict, # facts that it must have; others do not matter
@@ -192,16 +194,16 @@ def mismatch(
     for key, want in wanted.items():
         if found.get(key) != want: return f"its {key} is {found.get(key)}, expected {want}"
 
-# %% ../nbs/40_checkpoint.ipynb #1a582364
+# %% ../nbs/40_checkpoint.ipynb #3e842c7f
 def find_matching(
     folder:str|Path, # searched with everything below it, or one checkpoint
     stem:str, # name before the number
-    misfit:Callable, # called with (facts, path); returns None if the checkpoint fits, otherwise why it does not
+    misfit:Callable, # called with (facts, path); returns None if it fits, otherwise why it does not
     given:bool=False, # has the user named this folder?
     unique:bool=False, # of checkpoints with the same weights take only the first, in natural order
     say:Callable=print, # called with a sentence for each checkpoint that is left out
 )->tuple: # list of (path, facts), oldest first; why the first misfit does not fit, a sentence or None
-    "Find the checkpoints that fit. An unreadable one in a folder that is `given` is a `CheckpointError`."
+    "Find the checkpoints that fit. Raises `CheckpointError` for an unreadable one in a `given` folder."
     found, first_misfit = {}, None
     for path in find_checkpoints(folder, stem):
         if path.suffix != '.safetensors' and not given: continue
@@ -221,12 +223,12 @@ def select_checkpoints(
     trial:int, # trial number t >= 0
     m:int, # members wanted, 1 <= m <= N
 )->list: # m indices
-    "Which checkpoints a trial takes: successive trials take successive groups, as the paper's program does."
+    "The checkpoints that a trial takes. Successive trials take successive groups, as in the paper."
     if not 1 <= m <= n: raise ValueError(f"m={m}: expected between 1 and {n}, the number of checkpoints")
     start = (trial * m) % n
     return [(start + i) % n for i in range(m)]
 
-# %% ../nbs/40_checkpoint.ipynb #adbfeff3
+# %% ../nbs/40_checkpoint.ipynb #99228b96
 def relative_path(
     path:str|Path, # a file
     root:str|Path, # `data_dir`
@@ -239,8 +241,9 @@ def check_unchanged(
     path:str|Path, # a checkpoint that was used before
     weights:str|None, # its digest at that time
 )->dict: # its facts
-    "Raise a `CheckpointError` if a checkpoint is gone, cannot be read, or holds other weights than before."
+    "The facts of a checkpoint; a `CheckpointError` if it is gone or holds other weights than before."
     try: info = checkpoint_info(path)
-    except (CheckpointError, FileNotFoundError): raise CheckpointError(f"{path}: is gone or damaged") from None
+    except (CheckpointError, FileNotFoundError):
+        raise CheckpointError(f"{path}: is gone or damaged") from None
     if info.get('weights') != weights: raise CheckpointError(f"{path}: holds other weights than before")
     return info

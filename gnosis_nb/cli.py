@@ -14,7 +14,7 @@ from pathlib import Path
 
 import hydra
 import yaml
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: PLC2701 (Hydra has no public one)
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -29,7 +29,8 @@ from .settings import ImageClassification, ImageGeneration, TextClassification
 # %% ../nbs/59_cli.ipynb #5a8db06e
 def _is_users(error):
     "Does one sentence explain this error to a user?"
-    if isinstance(error, (ConfigError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)): return True
+    light = ConfigError, OSError, FloatingPointError, HydraException, OmegaConfBaseException
+    if isinstance(error, light): return True
     from gnosis_nb.checkpoint import CheckpointError
     from gnosis_nb.runs import RunLocked
     from gnosis_nb.stores import StoreError
@@ -46,14 +47,16 @@ def _one_line(error, settings):
     return text
 
 # %% ../nbs/59_cli.ipynb #c3f8a7a8
-COMMANDS = dict(image_classification=ImageClassification, text_classification=TextClassification, image_generation=ImageGeneration)
+COMMANDS = dict(image_classification=ImageClassification, text_classification=TextClassification,
+                image_generation=ImageGeneration)
 
 @contextmanager
 def _composing(command):
     "Hydra in the block; its errors as one line."
     try:
         with hydra.initialize_config_module('gnosis_nb.config', version_base='1.3'): yield
-    except (HydraException, OmegaConfBaseException) as e: raise ConfigError(_one_line(e, COMMANDS[command])) from e
+    except (HydraException, OmegaConfBaseException) as e:
+        raise ConfigError(_one_line(e, COMMANDS[command])) from e
 
 def _typed(cfg, command):
     return read_group(COMMANDS[command], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
@@ -71,9 +74,10 @@ def _axes(command, overrides):
     parse = OverridesParser.create().parse_overrides
     given = parse(list(overrides))
     fixed = [o.input_line for o in given if not o.is_sweep_override()]
-    preset = hydra.compose(command, fixed, return_hydra_config=True).hydra.sweeper.params or OmegaConf.create()
+    preset = hydra.compose(command, fixed, return_hydra_config=True).hydra.sweeper.params
+    swept = OmegaConf.to_container(preset or OmegaConf.create(), resolve=True)
     names = {o.key_or_group for o in given}
-    return parse([f'{k}={v}' for k, v in OmegaConf.to_container(preset, resolve=True).items() if k not in names]) + given
+    return parse([f'{k}={v}' for k, v in swept.items() if k not in names]) + given
 
 def compose_sweep(
     overrides:list=(), # as after -m on the command line: ['+experiment=fig03', 'trial_id=0,1']
@@ -84,7 +88,7 @@ def compose_sweep(
         jobs = BasicSweeper.split_arguments(_axes(command, overrides), None)[0]
         return [(job, _typed(hydra.compose(command, job), command)) for job in jobs]
 
-# %% ../nbs/59_cli.ipynb #9da0bc27
+# %% ../nbs/59_cli.ipynb #bdb1d194
 _CONFIG = files('gnosis_nb')/'config'
 
 def _walk(node, lines, prefix):
@@ -116,17 +120,20 @@ def _comments(command, choices):
     for path, prefix in paths: found.update(_file_comments(path, prefix))
     return found
 
+def _flow(value): # YAML in one line
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix('\n...\n').strip()
+
 def _page(values, comments, prefix='', indent=0):
     for key, value in values.items():
         name, below = f'{prefix}{key}', isinstance(value, dict) and value
-        shown = '' if below else ' ' + yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix('\n...\n').strip()
+        shown = '' if below else f' {_flow(value)}'
         line = f"{' '*indent}{key}:{shown}"
         yield f"{line:<34} # {comments[name]}" if name in comments else line
         if below: yield from _page(value, comments, f'{name}.', indent + 2)
 
 def _options(group):
-    names = sorted(o.name.removesuffix('.yaml') for o in (_CONFIG/group).iterdir() if o.name.endswith('.yaml'))
-    return f"  {group}=" + ' | '.join(o for o in names if not o.startswith('_'))
+    names = sorted(o.name for o in (_CONFIG/group).iterdir() if o.name.endswith('.yaml'))
+    return f"  {group}=" + ' | '.join(o.removesuffix('.yaml') for o in names if not o.startswith('_'))
 
 def help_page(
     command:str, # a key of `COMMANDS`
@@ -136,10 +143,12 @@ def help_page(
     with _composing(command):
         cfg = hydra.compose(command, list(overrides), return_hydra_config=True)
         choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith('hydra/')}
-        values = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != 'hydra']), resolve=False)
-    groups = sorted({*choices, *(['experiment'] if (_CONFIG/'experiment').is_dir() else [])})
-    head = [f"gnosis-{command.replace('_', '-')} [-m] [key=value …] [group=option …] [+experiment=preset]", '', 'Groups and their options:',
-            *map(_options, groups), '', 'Settings, with these overrides:' if overrides else 'Settings and their defaults:', '']
+        own = OmegaConf.masked_copy(cfg, [k for k in cfg if k != 'hydra'])
+        values = OmegaConf.to_container(own, resolve=False)
+    usage = f"gnosis-{command.replace('_', '-')} [-m] [key=value …] [group=option …] [+experiment=preset]"
+    what = 'Settings, with these overrides:' if overrides else 'Settings and their defaults:'
+    groups = sorted({*choices, 'experiment'})
+    head = [usage, '', 'Groups and their options:', *map(_options, groups), '', what, '']
     return '\n'.join([*head, *_page(values, _comments(command, choices))])
 
 # %% ../nbs/59_cli.ipynb #eebb59a1
@@ -148,7 +157,7 @@ class Sweep(Callback):
     folder = None
     def on_multirun_start(self, config, **kwargs):
         Sweep.folder = Path(config.hydra.sweep.dir)
-        for o in (Sweep.folder/'failures').glob('*.txt'): o.unlink()         # of an earlier sweep in the same folder
+        for o in (Sweep.folder/'failures').glob('*.txt'): o.unlink()         # of an earlier sweep
 
 def _note(error, settings):
     "Leave a note on the job that this process has run, in the folder of its sweep."
@@ -158,7 +167,8 @@ def _note(error, settings):
         text = f'{type(error).__name__}: {text}'
     from gnosis_nb.checkpoint import write_atomic
     path = Path(HydraConfig.get().sweep.dir)/'failures'/f'{job.num}.txt'
-    write_atomic(path, lambda tmp: tmp.write_text(f"error in job {job.num} ({job.override_dirname}): {text}", encoding='utf-8'))
+    line = f"error in job {job.num} ({job.override_dirname}): {text}"
+    write_atomic(path, lambda tmp: tmp.write_text(line, encoding='utf-8'))
 
 def _notes():
     notes = (Sweep.folder/'failures').glob('*.txt') if Sweep.folder else []
@@ -176,7 +186,7 @@ def run_command(
     else: from gnosis_nb.experiment import image_classification as task
     return task(cfg, say)
 
-# %% ../nbs/59_cli.ipynb #335e1fc4
+# %% ../nbs/59_cli.ipynb #bbf6ed72
 def _terminated(number, frame): sys.exit(128 + number)
 
 def _heed_termination():
@@ -184,13 +194,14 @@ def _heed_termination():
 
 def _interrupted(error):
     if isinstance(error, SystemExit) and error.code != 128 + signal.SIGTERM: raise error
-    print('interrupted' + ('' if 'resume=false' in sys.argv else '; the same command goes on from here'), file=sys.stderr)
+    goes_on = '' if 'resume=false' in sys.argv else '; the same command goes on from here'
+    print(f'interrupted{goes_on}', file=sys.stderr)
     sys.exit(130 if isinstance(error, KeyboardInterrupt) else error.code)
 
 def _job(command, failed):
     "The function that Hydra runs, once or for each job of a multirun."
     def job(cfg):
-        _heed_termination()                                                  # in the process of a launcher, too
+        _heed_termination()                                                  # in a launcher's process, too
         try: run_command(command, _typed(cfg, command))
         except Exception as e:
             if HydraConfig.get().mode != RunMode.MULTIRUN: failed.append(e)
@@ -199,14 +210,15 @@ def _job(command, failed):
 
 def _main(command):
     "Hydra around one of `COMMANDS`; the user's errors in one line each on standard error, and exit status 1."
-    os.environ['HYDRA_FULL_ERROR'] = '1'                                     # let exceptions reach us as they are
+    os.environ['HYDRA_FULL_ERROR'] = '1'                                     # exceptions reach us as they are
     _heed_termination()
     failed = []
     try:
         if {'--help', '-h'} & {*sys.argv[1:]}:
             print(help_page(command, [o for o in sys.argv[1:] if not o.startswith('-')]))
             return
-        hydra.main(config_path='pkg://gnosis_nb.config', config_name=command, version_base='1.3')(_job(command, failed))()
+        decorate = hydra.main(config_path='pkg://gnosis_nb.config', config_name=command, version_base='1.3')
+        decorate(_job(command, failed))()
         if failed: raise failed[0]
     except (KeyboardInterrupt, SystemExit) as e: _interrupted(e)
     except Exception as e:

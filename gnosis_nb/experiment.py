@@ -6,7 +6,7 @@
 __all__ = ['CLASSIFICATION', 'first_weights', 'build_loss', 'prepare_student', 'check_buildable', 'claim', 'Stages', 'conduct',
            'image_classification', 'text_classification']
 
-# %% ../nbs/57_experiment.ipynb #d2fb82df
+# %% ../nbs/57_experiment.ipynb #efec2f71
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from fastai.data.core import DataLoaders
 
 from .checkpoint import load_checkpoint
 from .distill import FidelityTable
-from .engine import peak_memory
+from .compute import peak_memory
 from .fitting import build_network, check_optimizers, fit, fit_all, learner_options, network_spec
 from .generators import build_generator
 from .initialize import initialize_student, interpolate
@@ -29,38 +29,42 @@ from .mirror import Mirror, send_unsent
 from .report import format_report, read_report, write_report, write_statistics
 from .reproducible import derive_seed, pick_device, set_seed
 from .runs import Run, claim_run, random_name
-from .settings import (Classification, ConfigError, ImageClassification, Settings, TextClassification, as_dict, blame,
-    student_recipe, teacher_recipe)
+from .settings import (Classification, ConfigError, ImageClassification, Settings,
+    TextClassification, as_dict, blame, student_recipe, teacher_recipe)
 from .stores import StoreUnreachable
 from .teachers import complete_teachers, load_teachers, open_bucket
 
-# %% ../nbs/57_experiment.ipynb #60e49dbe
+# %% ../nbs/57_experiment.ipynb #6e0dfbe8
 def first_weights(
     path:str|Path, # of a teacher's checkpoint
 )->dict: # state dict
-    "The weights that this teacher had before its training, kept beside it. Raises `ConfigError` if they are not there."
+    "The weights that this teacher had before its training. Raises `ConfigError` if they are not beside it."
     path = Path(path)
     found = path.with_name(path.name.replace('teacher_', 'teacher_init_'))
-    if not found.exists(): raise ConfigError(f"teacher.ckpt_init.type=init: there is no {found}, the weights with which {path.name} began")
+    if not found.exists():
+        raise ConfigError(f"teacher.ckpt_init.type=init: there is no {found}, "
+                          f"the weights with which {path.name} began")
     return load_checkpoint(found)[0]
 
 def _start_student(cfg, net, teacher, path, dl, how):
-    "Put a fresh student where `teacher.ckpt_init` says; returns the recipe by which it is trained from there."
+    "Put a fresh student where `teacher.ckpt_init` says; returns the recipe of its training from there."
     start = cfg.teacher.ckpt_init
     if start.type is None: return how
     state = first_weights(path) if start.type == 'init' else teacher.models[0].state_dict()
     batches = None if getattr(cfg.trainer, 'freeze_bn', False) else dl
     with blame('teacher.ckpt_init'):
-        lr = initialize_student(net.to(dl.device), state, start.type, start.loc_param, batches, how.lr, how.eta_min)
+        lr = initialize_student(net.to(dl.device), state, start.type, start.loc_param, batches, how.lr,
+                                how.eta_min)
     return replace(how, lr=lr)
 
-# %% ../nbs/57_experiment.ipynb #c242f12d
+# %% ../nbs/57_experiment.ipynb #108aff3b
 def build_loss(
     cfg:Classification, # settings
 ):
     "The distillation loss of `loss`. Raises `ConfigError` for options that it does not have."
     options = cfg.loss.options()
-    if cfg.loss.name == 'ts_hard_cross_ent': options['generator'] = torch.Generator().manual_seed(derive_seed(cfg.seed, 'loss'))
+    if cfg.loss.name == 'ts_hard_cross_ent':
+        options['generator'] = torch.Generator().manual_seed(derive_seed(cfg.seed, 'loss'))
     with blame('loss'): return ALL_LOSSES[cfg.loss.name](**options)
 
 def prepare_student(
@@ -73,22 +77,25 @@ def prepare_student(
     generator=None, # of synthetic images
 )->tuple: # Learner, function that fits and saves
     "One student, ready to be trained."
-    how, seed, freeze_bn = student_recipe(cfg), derive_seed(cfg.seed, name), getattr(cfg.trainer, 'freeze_bn', False)
+    how, seed = student_recipe(cfg), derive_seed(cfg.seed, name)
     loss, net = build_loss(cfg), build_network(cfg, 'classifier', inputs, seed)
-    dls = DataLoaders(student_batches(inputs, device, seed, generator), inputs.evaluation(device), device=device)
+    train_batches = student_batches(inputs, device, seed, generator)
+    dls = DataLoaders(train_batches, inputs.evaluation(device), device=device)
     first = run.state['teachers'][0 if name == 'student' else 1][0]          # the first member's checkpoint
     how = _start_student(cfg, net, teacher, first, dls.train, how)
     run.save(f'{name}_init', net, epochs=0)
     table = FidelityTable(cfg.trainer.eval_period, partial(run.log, f'{name}_train_metrics'))
+    options = dict(learner_options(how, cfg.trainer), freeze_bn=getattr(cfg.trainer, 'freeze_bn', False))
     with blame('loss'):
-        learn = student_learner(dls, net, teacher, loss, cfg.loss.alpha, dls.train.temps[0], cache=cfg.trainer.teacher_cache, metrics=[], cbs=table,
-                                freeze_bn=freeze_bn, **learner_options(how, cfg.trainer))
+        learn = student_learner(dls, net, teacher, loss, cfg.loss.alpha, train_batches.temps[0], metrics=[],
+                                cbs=table, cache=cfg.trainer.teacher_cache, **options)
     def train():
         fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes)
-        run.save(name, net, training=asdict(how), seed=cfg.seed, epochs=how.num_epochs, spec=network_spec(cfg, 'classifier', inputs))
+        run.save(name, net, training=asdict(how), seed=cfg.seed, epochs=how.num_epochs,
+                 spec=network_spec(cfg, 'classifier', inputs))
     return learn, train
 
-# %% ../nbs/57_experiment.ipynb #4d8e694e
+# %% ../nbs/57_experiment.ipynb #3932e9e5
 def check_buildable(
     cfg:Classification, # settings
     inputs:Inputs, # their data
@@ -103,13 +110,13 @@ def check_buildable(
     generator, _ = build_generator(cfg, inputs.sets, 'cpu', say=lambda s: None)
     student_batches(inputs, 'cpu', 0, generator)
 
-# %% ../nbs/57_experiment.ipynb #0918ddbb
+# %% ../nbs/57_experiment.ipynb #9ea602f1
 def _mirror(cfg, say):
     "What copies a run's folder to the bucket of `logger=s3`, for `claim_run`; None without one."
     if cfg.logger.name == 'local': return None
     store, root = open_bucket(cfg, cfg.logger.bucket_name, cfg.logger.prefix), Path(cfg.data_dir)
     try:
-        next(iter(store.list()), None)                                       # a bucket that is not there, or not ours, shows now
+        next(iter(store.list()), None)                                       # a missing bucket shows now
         send_unsent(root, store, 60, say)
     except StoreUnreachable as e: say(f"{e}; files are sent when it answers")
     return lambda folder: Mirror(folder, store, folder.relative_to(root).as_posix(), say=say)
@@ -124,7 +131,7 @@ def claim(
     folder = root/cfg.exp_name/(cfg.job_name or random_name(cfg.trial_id))
     return claim_run(root, folder, as_dict(cfg), data, cfg.resume, cfg.force, _mirror(cfg, say), say)
 
-# %% ../nbs/57_experiment.ipynb #e30cfed9
+# %% ../nbs/57_experiment.ipynb #b96a8e31
 @dataclass
 class Stages:
     "What a command does, in the order of its fields."
@@ -159,10 +166,11 @@ def conduct(
             run.say(f"tables and weights: {run.path}; memory: {run.state['peak_memory_gb']:.1f} GB at most")
     return run
 
-# %% ../nbs/57_experiment.ipynb #70752349
+# %% ../nbs/57_experiment.ipynb #a9b2587e
 def _check(cfg):
     check_optimizers(cfg)
-    if isinstance(cfg, ImageClassification): image_augmentation(cfg.augmentation, cfg.distill_loader.transforms_list)
+    if isinstance(cfg, ImageClassification):
+        image_augmentation(cfg.augmentation, cfg.distill_loader.transforms_list)
 
 def _begin(cfg, inputs, run):
     ready = load_teachers(cfg, inputs, run.say, run.state.get('plan'))
@@ -182,7 +190,9 @@ def _work(cfg, inputs, run, ready, device):
     if hasattr(inputs.sets, 'words'): run.write_text('words.txt', '\n'.join(inputs.sets.words))
     teachers = complete_teachers(cfg, run, ready, inputs, device)
     dl = inputs.evaluation(device)
-    if not cfg.trainer.distill_teacher: return write_report(run, fidelity_report(teachers[0], teachers[0], dl).drop('student'), inputs.unit)
+    if not cfg.trainer.distill_teacher:
+        report = fidelity_report(teachers[0], teachers[0], dl)
+        return write_report(run, report.drop('student'), inputs.unit)
     generator, origin = build_generator(cfg, inputs.sets, device, run.say, run.state.get('generator'))
     run.set_state('running', generator=origin)
     prepare = {name: partial(prepare_student, cfg, run, name, teacher, inputs, device, generator)
@@ -192,7 +202,9 @@ def _work(cfg, inputs, run, ready, device):
     write_report(run, report, inputs.unit)
     write_statistics(run, students, teachers[0], dl)
 
-CLASSIFICATION = Stages(_check, load_inputs, check_buildable, _begin, _work, lambda run: format_report(read_report(run)))
+def _outcome(run): return format_report(read_report(run))
+
+CLASSIFICATION = Stages(_check, load_inputs, check_buildable, _begin, _work, _outcome)
 
 def image_classification(
     cfg:ImageClassification, # settings, of `compose`

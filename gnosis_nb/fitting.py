@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['network_spec', 'build_network', 'learner_options', 'check_optimizers', 'fit', 'fit_all']
 
-# %% ../nbs/53_fitting.ipynb #4be97bc8
+# %% ../nbs/53_fitting.ipynb #a2f78f59
 from contextlib import suppress
 from functools import partial
 
@@ -15,16 +15,17 @@ from fastai.learner import Learner, Recorder
 
 from .checkpoint import CheckpointError, load_network
 from .distill import PrintProgress
-from .engine import fit_together, pick_parallel
+from .together import fit_together, pick_parallel
 from .inputs import Inputs
 from .learner import optimizer
 from .models import build_classifier
 from .reproducible import set_seed
 from .resume import KeepState
 from .runs import Run
-from .settings import (Classification, ConfigError, Recipe, Settings, blame, network_options, student_recipe, teacher_recipe)
+from .settings import (Classification, ConfigError, Recipe, Settings, blame, network_options,
+    student_recipe, teacher_recipe)
 
-# %% ../nbs/53_fitting.ipynb #c44c65ec
+# %% ../nbs/53_fitting.ipynb #fa0d68d7
 def network_spec(
     cfg:Settings, # of a classification, or of a GAN's judge
     who:str, # 'classifier' or 'teacher'
@@ -44,15 +45,16 @@ def build_network(
         with blame(who): return build_classifier(**network_spec(cfg, who, inputs), seed=seed)
     except ConfigError as e: raise ConfigError(str(e).replace(f'{who}.input_size=', 'dataset.size=')) from e
 
-# %% ../nbs/53_fitting.ipynb #78a741b2
+# %% ../nbs/53_fitting.ipynb #f2800a5b
 def learner_options(
     how:Recipe, # of the network
     trainer, # settings of precision, compilation and memory format
 )->dict:
     "Arguments of `teacher_learner` and `student_learner`."
-    engine = {k: getattr(trainer, k) for k in ('precision', 'channels_last', 'compile') if hasattr(trainer, k)}
-    return dict(lr=how.lr, momentum=how.momentum, wd=how.weight_decay, nesterov=how.nesterov, opt=how.optimizer,
-                eta_min=how.eta_min, warmup=how.warmup, **engine)
+    names = [k for k in ('precision', 'channels_last', 'compile') if hasattr(trainer, k)]
+    return dict(lr=how.lr, momentum=how.momentum, wd=how.weight_decay, nesterov=how.nesterov,
+                opt=how.optimizer, eta_min=how.eta_min, warmup=how.warmup,
+                **{k: getattr(trainer, k) for k in names})
 
 def check_optimizers(
     cfg:Classification, # settings
@@ -63,7 +65,7 @@ def check_optimizers(
         with blame('trainer.optimizer.name'): make = optimizer(how.optimizer, **arguments)
         with blame(key): make([torch.nn.Parameter(torch.zeros(1))], lr=how.lr)
 
-# %% ../nbs/53_fitting.ipynb #da33c4c4
+# %% ../nbs/53_fitting.ipynb #d9c34fa9
 def fit(
     run:Run, # whose folder keeps the training state
     name:str, # of the network: 'student', 'teacher_0'
@@ -75,24 +77,28 @@ def fit(
     state_minutes:float=1., # training time between two kept states
     rows:str|None=None, # the table's name in the run; default: `<name>_train_metrics`
 ):
-    "Fit a Learner with progress as text, to standard error or to `run.say`; go on from the state that the run has kept of it."
+    "Fit a Learner from the training state that the run has, with progress to standard error or to `run.say`."
     state = run.load_state(name)
     keep = KeepState(partial(run.keep_state, name), seconds=60*state_minutes, state=state)
-    run.tables[rows or f'{name}_train_metrics'] = list(state[1]['holders'][type(table).__name__]['rows']) if state else []
-    learn.remove_cbs([ProgressCallback, Recorder])                           # the recorder fetches the loss in every batch
-    learn.add_cbs([PrintProgress(name.replace('_', ' '), table, unit=unit, say=None if run.say is print else run.say), keep])
+    before = state[1]['holders'][type(table).__name__]['rows'] if state else []
+    run.tables[rows or f'{name}_train_metrics'] = list(before)
+    learn.remove_cbs([ProgressCallback, Recorder])                           # the latter fetches every loss
+    say = None if run.say is print else run.say
+    learn.add_cbs([PrintProgress(name.replace('_', ' '), table, unit=unit, say=say), keep])
     set_seed(seed)
     try:
         with learn.no_logging(): learn.fit(n_epoch, start_epoch=keep.start_epoch)
     except ValueError as e:
         if 'KeepState' not in str(e): raise
-        raise CheckpointError(f"{run.path}: the training state of {name} does not fit ({str(e).splitlines()[-1].strip()}); force=true begins anew") from e
+        why = str(e).splitlines()[-1].strip()
+        raise CheckpointError(f"{run.path}: the training state of {name} does not fit ({why}); "
+                              "force=true begins anew") from e
     except BaseException:                                                    # Ctrl-C, too
         with suppress(OSError): keep.last_words()
         raise
-    learn.model.to(memory_format=torch.contiguous_format)                    # as it is when read from its checkpoint
+    learn.model.to(memory_format=torch.contiguous_format)                    # as read from a checkpoint
 
-# %% ../nbs/53_fitting.ipynb #157e2024
+# %% ../nbs/53_fitting.ipynb #d2f724e3
 def fit_all(
     run:Run, # whose networks they are
     prepare:dict, # name -> function that returns a Learner, and a function that fits and saves it

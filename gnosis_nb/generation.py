@@ -6,7 +6,7 @@
 __all__ = ['GENERATION', 'gan_augmentation', 'RealImages', 'load_real', 'find_judge', 'train_judge', 'pick_judge',
            'image_generation']
 
-# %% ../nbs/58_generation.ipynb #67d4ebe3
+# %% ../nbs/58_generation.ipynb #a501eb0b
 import inspect
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,13 +36,13 @@ from .runs import Run
 from .settings import ConfigError, ImageGeneration, blame
 from .teachers import check_known
 
-# %% ../nbs/58_generation.ipynb #98d80551
+# %% ../nbs/58_generation.ipynb #fa529b2c
 _NOT_MIRRORED = ('digits', 'mnist', 'emnist')
 
 def gan_augmentation(
     cfg:ImageGeneration, # settings
 ):
-    "The batch transform of the real images: `augmentation.transforms_list`, or a horizontal flip where it makes sense."
+    "The batch transform of the real images: `augmentation.transforms_list`, or by default a horizontal flip."
     names = cfg.augmentation.transforms_list
     if names is None: names = [] if cfg.dataset.name in _NOT_MIRRORED else ['horizontal_flip']
     return image_augmentation(replace(cfg.augmentation, transforms_list=names))
@@ -64,29 +64,33 @@ class RealImages:
 def load_real(
     cfg:ImageGeneration, # settings
 )->RealImages:
-    "The images to learn from are those of `dataset.subsample`. Raises `ConfigError` for a part without images."
+    "The images of `dataset.subsample.split`. Raises `ConfigError` for a part without images."
     source, sub, size = load_sets(load_vision, cfg.dataset), cfg.dataset.subsample, cfg.density_model.size
     part = split_dataset(len(source.train), sub.ratio, sub.seed)[sub.split]
-    if len(part) < 2: raise ConfigError(f"dataset.subsample.split={sub.split}: has {len(part)} images with dataset.subsample.ratio={sub.ratio}")
+    if len(part) < 2:
+        raise ConfigError(f"dataset.subsample.split={sub.split}: has {len(part)} images with "
+                          f"dataset.subsample.ratio={sub.ratio}")
     shape = (source.train.shape[0], size, size)
     train, test = fit_images(source.train.subset(part), shape), fit_images(source.test, shape)
     return RealImages(source, ImageSets(train, test, dataset_statistics(cfg, source)))
 
-# %% ../nbs/58_generation.ipynb #506d0961
+# %% ../nbs/58_generation.ipynb #970c9a4a
 def _check(cfg):
     opt = cfg.trainer.optimizer
     with blame('trainer.optimizer.name'): cls = optimizer(opt.name).keywords['opt']
     if opt.betas is not None and 'betas' not in inspect.signature(cls).parameters:
-        raise ConfigError(f"trainer.optimizer.betas={opt.betas}: {opt.name} has none; use trainer.optimizer.betas=null")
+        raise ConfigError(f"trainer.optimizer.betas={opt.betas}: {opt.name} has none; "
+                          "use trainer.optimizer.betas=null")
     given = cfg.judge.ckpt_path
-    if given and not (path := Path(cfg.data_dir)/given).is_file(): raise ConfigError(f"judge.ckpt_path={given}: there is no {path}")
+    if given and not (path := Path(cfg.data_dir)/given).is_file():
+        raise ConfigError(f"judge.ckpt_path={given}: there is no {path}")
     gan_augmentation(cfg)
     gan_networks(cfg, 3, seed=0)
 
 def _build(cfg, real):
     with blame('classifier'): build_classifier(**network_spec(cfg, 'classifier', real))
 
-# %% ../nbs/58_generation.ipynb #1419f2e4
+# %% ../nbs/58_generation.ipynb #bbba140a
 def _judge_facts(real):
     sets = real.sets
     return dict(images=sets.train.fingerprint(), classes=sets.train.num_classes, normalization='unitcube')
@@ -94,11 +98,11 @@ def _judge_facts(real):
 def find_judge(
     cfg:ImageGeneration, # settings
     real:RealImages, # of the run
-)->Path|None: # a checkpoint
-    "The most accurate classifier of these images below `data_dir`, or that of `judge.ckpt_path`; None if there is none."
+)->Path|None: # a checkpoint; None if there is none
+    "The most accurate classifier of these images below `data_dir`, or that of `judge.ckpt_path`."
     if cfg.judge.ckpt_path: return Path(cfg.data_dir)/cfg.judge.ckpt_path
     def misfit(info, path):
-        if not info.get('spec') or info.get('test_acc') is None: return 'it does not say which network it is, and how accurate'
+        if not info.get('spec') or info.get('test_acc') is None: return 'it lacks its network or its accuracy'
         if info.get('epochs', 0) < cfg.trainer.num_epochs: return 'it was trained for fewer epochs'
         facts = info.get('facts', {})
         size = facts.get('size', info['spec'].get('input_size'))
@@ -116,16 +120,19 @@ def train_judge(
     "A classifier of the images, trained for `trainer.num_epochs` epochs and kept as `judge_0`."
     seed, n_epoch, sets = derive_seed(cfg.seed, 'judge'), cfg.trainer.num_epochs, real.sets
     net = build_network(cfg, 'classifier', real, seed)
-    dls = image_dls(sets, 128, gan_augmentation(cfg), 'unitcube', evaluation_rows(sets, device), seed, device, num_workers=cfg.dataloader.num_workers)
+    dls = image_dls(sets, 128, gan_augmentation(cfg), 'unitcube', evaluation_rows(sets, device), seed, device,
+                    num_workers=cfg.dataloader.num_workers)
     table = FidelityTable(n_epoch, partial(run.log, 'judge_train_metrics'))
     learn = teacher_learner(dls, net, metrics=[], cbs=table, precision=cfg.trainer.precision)
-    fit(run, 'judge_0', learn, n_epoch, table, seed, 'images', cfg.trainer.state_minutes, rows='judge_train_metrics')
+    fit(run, 'judge_0', learn, n_epoch, table, seed, 'images', cfg.trainer.state_minutes,
+        rows='judge_train_metrics')
     facts, spec = {**_judge_facts(real), 'size': sets.train.shape[1]}, network_spec(cfg, 'classifier', real)
-    path = run.save('judge_0', net, facts=facts, spec=spec, epochs=n_epoch, test_acc=table.rows[-1]['test_acc'])
+    accuracy = table.rows[-1]['test_acc']
+    path = run.save('judge_0', net, facts=facts, spec=spec, epochs=n_epoch, test_acc=accuracy)
     run.drop_state('judge_0')
     return path
 
-# %% ../nbs/58_generation.ipynb #bbec725e
+# %% ../nbs/58_generation.ipynb #c4382384
 def _named_judge(cfg, real, device):
     "The judge's name, with `auto` decided."
     if cfg.judge.name != 'auto': return cfg.judge.name
@@ -148,9 +155,10 @@ def _classifier(cfg, run, real, device, before):
     accuracy = info.get('test_acc')
     run.say(f"judge: {path}" + (f" (accuracy {accuracy:.3f})" if accuracy is not None else ''))
     if accuracy is not None and accuracy < .5:
-        run.say("warning: a judge that knows so little of the images says little of their quality; train it longer (trainer.num_epochs), "
-                "or name another (judge.ckpt_path)")
-    return judge, dict(name='classifier', path=relative_path(path, cfg.data_dir), weights=info['weights'], test_acc=accuracy)
+        run.say("warning: a judge that knows so little of the images says little of their quality; "
+                "train it longer (trainer.num_epochs), or name another (judge.ckpt_path)")
+    return judge, dict(name='classifier', path=relative_path(path, cfg.data_dir), weights=info['weights'],
+                       test_acc=accuracy)
 
 def pick_judge(
     cfg:ImageGeneration, # settings
@@ -169,12 +177,13 @@ def pick_judge(
     run.set_state('running', judge=facts)
     return judge
 
-# %% ../nbs/58_generation.ipynb #94dc2f4a
+# %% ../nbs/58_generation.ipynb #8ce19bac
 def _prepare_gan(cfg, run, real, device, judge):
     "The Learner of the two networks and its table."
     t, sets, seed = cfg.trainer, real.sets, derive_seed(cfg.seed, 'gan')
-    dls = gan_dls(sets, cfg.dataloader.batch_size, t.eval_period, t.gen_update_period, gan_augmentation(cfg), seed, device,
-                  cfg.dataloader.num_workers, t.num_eval_samples)
+    load, opt = cfg.dataloader, t.optimizer
+    dls = gan_dls(sets, load.batch_size, t.eval_period, t.gen_update_period, gan_augmentation(cfg), seed,
+                  device, load.num_workers, t.num_eval_samples)
     quality = judge and SampleQuality(judge, dls.valid, t.num_eval_samples, seed=derive_seed(seed, 'samples'))
     def draw(grid):
         fig = grid.plot()
@@ -183,9 +192,11 @@ def _prepare_gan(cfg, run, real, device, judge):
     table, decay = GANTable(partial(run.log, 'train_metrics')), t.lr_decay
     networks = gan_networks(cfg, sets.train.shape[0], seed)
     with blame('trainer'):
-        learn = gan_learner(dls, *networks, cfg.density_model.loss, t.optimizer.lr, t.optimizer.betas or (0., .9), t.optimizer.name, quality,
-                            cbs=[table, SampleGrid(sink=draw)], gen_update_period=t.gen_update_period, disc_update_period=t.disc_update_period,
-                            min_lr=decay.min_lr, decay_start=decay.start, decay_stop=decay.stop, seed=seed, precision=t.precision,
+        learn = gan_learner(dls, *networks, cfg.density_model.loss, opt.lr, opt.betas or (0., .9), opt.name,
+                            quality, cbs=[table, SampleGrid(sink=draw)],
+                            gen_update_period=t.gen_update_period, disc_update_period=t.disc_update_period,
+                            min_lr=decay.min_lr,
+                            decay_start=decay.start, decay_stop=decay.stop, seed=seed, precision=t.precision,
                             channels_last=t.channels_last)
     return learn, table
 
@@ -204,18 +215,19 @@ def _work(cfg, real, run, start, device):
     run.say(f"run: {run.path} on {device}: {len(train)} training images of {'x'.join(map(str, train.shape))}")
     judge = pick_judge(cfg, run, real, device)
     learn, table = _prepare_gan(cfg, run, real, device, judge)
-    facts = generator_facts(cfg, real.source)
-    spec = dict(cfg.density_model.options(), name=cfg.density_model.name, img_channels=train.shape[0], size=train.shape[1])
+    facts, model = generator_facts(cfg, real.source), cfg.density_model
+    spec = dict(model.options(), name=model.name, img_channels=train.shape[0], size=train.shape[1])
     def save(gan, updates):
-        for name in ('generator', 'discriminator'): run.save(f'{name}_{updates}', getattr(gan, name), facts=facts, spec=spec, updates=updates)
+        for name in ('generator', 'discriminator'):
+            run.save(f'{name}_{updates}', getattr(gan, name), facts=facts, spec=spec, updates=updates)
     learn.add_cb(_SaveNetworks(save, t.checkpoint_period))
-    n_epoch = t.num_gen_updates // t.eval_period
-    fit(run, 'gan', learn, n_epoch, table, derive_seed(cfg.seed, 'gan', 'fit'), 'images', t.state_minutes, rows='train_metrics')
+    n_epoch, seed = t.num_gen_updates // t.eval_period, derive_seed(cfg.seed, 'gan', 'fit')
+    fit(run, 'gan', learn, n_epoch, table, seed, 'images', t.state_minutes, rows='train_metrics')
     run.drop_state('gan')
     run.summarize(**{k: v for k, v in table.rows[-1].items() if k not in ('epoch', 'lr')})
     run.say(_format_scores(run))
 
-# %% ../nbs/58_generation.ipynb #4421b11a
+# %% ../nbs/58_generation.ipynb #ffc617f6
 GENERATION = Stages(_check, load_real, _build, lambda cfg, real, run: None, _work, _format_scores)
 
 def _fit_periods(cfg):
@@ -228,5 +240,5 @@ def image_generation(
     cfg:ImageGeneration, # settings, of `compose`
     say=print, # where sentences for the user go
 )->Run:
-    "Train a GAN and judge its samples. Raises `ConfigError`, `DataNotFound`; an unfinished run of the same settings goes on."
+    "Train a GAN and judge its samples, or go on with such a run. Raises `ConfigError`, `DataNotFound`."
     return conduct(_fit_periods(cfg), GENERATION, say)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gan_networks', 'generator_facts', 'find_generator', 'build_generator']
 
-# %% ../nbs/55_generators.ipynb #65afef61
+# %% ../nbs/55_generators.ipynb #2177f64c
 from pathlib import Path
 
 from .checkpoint import checkpoint_info, find_matching, load_weights, relative_path
@@ -15,7 +15,7 @@ from .reproducible import derive_seed
 from .settings import ConfigError, ImageClassification, Settings, blame
 from .teachers import check_known, checkpoint_folder
 
-# %% ../nbs/55_generators.ipynb #7a12823c
+# %% ../nbs/55_generators.ipynb #f21b839f
 def gan_networks(
     cfg:Settings, # with `density_model`
     channels:int, # of the images
@@ -25,7 +25,7 @@ def gan_networks(
     model = cfg.density_model
     with blame('density_model'): return build_gan(model.name, channels, model.size, seed, **model.options())
 
-# %% ../nbs/55_generators.ipynb #6f0bec52
+# %% ../nbs/55_generators.ipynb #13324e7a
 def generator_facts(
     cfg:Settings, # of a command on images
     sets:ImageSets, # images of the data set, none held out
@@ -37,9 +37,10 @@ def _misfit(info, cfg, sets):
     "Why this generator is not for these settings, in words; None if it is."
     model, facts, spec = cfg.density_model, info.get('facts', {}), info.get('spec', {})
     if spec and spec['name'] != model.name: return f"is a {spec['name']}, density_model={model.name}"
-    if spec and spec['size'] != model.size: return f"makes images of {spec['size']} pixels, density_model.size={model.size}"
+    if spec and spec['size'] != model.size:
+        return f"makes images of {spec['size']} pixels, density_model.size={model.size}"
     wanted = generator_facts(cfg, sets)
-    if cfg.trainer.eval_dataset != 'test': wanted.pop('images')              # those held out are part of what it has seen
+    if cfg.trainer.eval_dataset != 'test': wanted.pop('images')              # it has also seen those held out
     if any(facts[k] != v for k, v in wanted.items() if k in facts): return 'was trained on other images'
 
 def _updates(path): return int(path.stem.split('_')[-1])
@@ -49,18 +50,20 @@ def find_generator(
     sets:ImageSets, # their images
     say=print, # where sentences for the user go
 )->Path|None: # None where nobody has trained one
-    "Of the generators that fit, those with the most updates count; the trial number picks one of them, oldest run first."
+    "One of the generators that fit and have the most updates; the trial number picks, oldest run first."
     folder, key, given = checkpoint_folder(cfg, 'density_model', 'generator', say)
+    def misfit(info, path): return _misfit(info, cfg, sets)
     with blame(key or 'data_dir'):
-        found, problem = find_matching(folder, 'generator', lambda info, path: _misfit(info, cfg, sets), given=bool(given), say=say)
-    if given and not found: raise ConfigError(f"{key}={given}: {problem or f'no generator_<updates> checkpoint below {folder}'}")
+        found, problem = find_matching(folder, 'generator', misfit, given=bool(given), say=say)
+    if given and not found:
+        raise ConfigError(f"{key}={given}: {problem or f'no generator_<updates> checkpoint below {folder}'}")
     most = max((_updates(path) for path, _ in found), default=0)
     newest = [path for path, _ in found if _updates(path) == most]
     return newest[cfg.trial_id % len(newest)] if newest else None
 
-# %% ../nbs/55_generators.ipynb #aad3f7f5
-_NONE = ("generator: UNTRAINED, for there is no generator_<updates> checkpoint of these images below data_dir; "
-         "synthetic images are noise")
+# %% ../nbs/55_generators.ipynb #a23169bb
+_NONE = ("generator: UNTRAINED, for there is no generator_<updates> checkpoint of these images below "
+         "data_dir; synthetic images are noise")
 
 def build_generator(
     cfg:ImageClassification, # settings
@@ -68,8 +71,8 @@ def build_generator(
     device, # where it samples
     say=print, # where sentences for the user go
     before=None, # the origin of the generator of a run that goes on
-)->tuple: # generator in evaluation mode and its origin, path and digest or 'untrained'; two None where none is wanted
-    "The generator of a student's synthetic images."
+)->tuple: # generator in evaluation mode, and its origin: path and digest, or 'untrained'
+    "The generator of a student's synthetic images; None and None where the settings ask for none."
     wanted = getattr(cfg.distill_loader, 'synth_ratio', 0)                   # texts have none
     if not wanted: return None, None
     if before is None: path = find_generator(cfg, sets, say)
@@ -80,5 +83,6 @@ def build_generator(
     if path:
         with blame('density_model'): load_weights(net, path)
     say(f"generator: {path}" if path else _NONE)
-    origin = dict(path=relative_path(path, cfg.data_dir), weights=info.get('weights')) if path else 'untrained'
-    return net.to(device).eval(), origin
+    net = net.to(device).eval()
+    if path is None: return net, 'untrained'
+    return net, dict(path=relative_path(path, cfg.data_dir), weights=info.get('weights'))

@@ -6,7 +6,7 @@
 __all__ = ['shrink', 'load_sets', 'Inputs', 'evaluation_rows', 'student_batches', 'image_augmentation', 'ImageInputs',
            'dataset_statistics', 'load_images', 'TextInputs', 'load_texts', 'load_inputs']
 
-# %% ../nbs/52_inputs.ipynb #cfd9895c
+# %% ../nbs/52_inputs.ipynb #bf8b5636
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
@@ -22,19 +22,22 @@ from .data.split import hold_out, shuffle_targets, split_dataset, stratified_sub
 from .data.text import TextLoader, TextSets, load_text
 from .data.zoo import load_vision
 from .reproducible import derive_seed
-from .settings import (AugmentationSettings, Classification, ConfigError, ImageClassification, ImageDistillation, ImageLoading, Settings,
-    TextClassification, TextDistillation, TextLoading, blame)
+from .settings import (AugmentationSettings, Classification, ConfigError, ImageClassification,
+    ImageDistillation, ImageLoading, Settings, TextClassification, TextDistillation, TextLoading, blame)
 
-# %% ../nbs/52_inputs.ipynb #9a95e03e
+# %% ../nbs/52_inputs.ipynb #6ed52073
 def _keep(key, data, n):
     if n is None: return data
-    if n > len(data): raise ValueError(f"{key}={n}: expected at most {len(data)}, the number of {data.unit} there are")
+    if n > len(data):
+        raise ValueError(f"{key}={n}: expected at most {len(data)}, the number of {data.unit} there are")
     return data.subset(stratified_subset(data.targets, n))
 
 def _resize(data, size):
     if size is None or data.shape[1] == size: return data
     if not isinstance(data, ImageData): return replace(data, size=size)      # files are read at any size
-    def smaller(x): return F.interpolate(x.float(), (size, size), mode='bilinear', antialias=True).round().clamp(0, 255).byte()
+    def smaller(x):
+        x = F.interpolate(x.float(), (size, size), mode='bilinear', antialias=True)
+        return x.round().clamp(0, 255).byte()
     return replace(data, images=torch.cat([smaller(x) for x in data.images.split(4096)]))
 
 def shrink(
@@ -44,9 +47,10 @@ def shrink(
     size:int|None=None, # pixels that images get, on both sides; None: as they are
 )->ImageSets|TextSets:
     "Less of the same data. Raises `ValueError` if there is not as much."
-    return replace(sets, train=_resize(_keep('train', sets.train, train), size), test=_resize(_keep('test', sets.test, test), size))
+    few = dict(train=_keep('train', sets.train, train), test=_keep('test', sets.test, test))
+    return replace(sets, **{k: _resize(v, size) for k, v in few.items()})
 
-# %% ../nbs/52_inputs.ipynb #8025f1ae
+# %% ../nbs/52_inputs.ipynb #b29361d3
 _COMMON = ('name', 'root_dir', 'download', 'subsample', 'shuffle_train_targets', 'statistics', 'shrink')
 
 def load_sets(
@@ -70,12 +74,13 @@ def _divide(cfg, train, test):
     if cfg.trainer.distill_teacher: wanted['distill_loader.splits'] = cfg.distill_loader.splits
     for key, splits in wanted.items():
         if not all(len(parts[i]) for i in splits):
-            raise ConfigError(f"{key}={splits}: has no {train.unit} with dataset.subsample.ratio={sub.ratio} of {len(train)}")
+            raise ConfigError(f"{key}={splits}: has no {train.unit} with dataset.subsample.ratio={sub.ratio} "
+                              f"of {len(train)}")
     return train, test, parts
 
-# %% ../nbs/52_inputs.ipynb #a503d293
+# %% ../nbs/52_inputs.ipynb #2c607cf0
 class Inputs:
-    "The examples of a run and batches of them. Its subclasses have `sets`, `parts`, `split`, `loading` and `distillation`."
+    "Examples of a run and their batches. Subclasses have `sets`, `parts`, `split`, `loading`, `distillation`."
     @property
     def unit(self): return self.sets.train.unit                              # 'images' or 'texts'
 
@@ -105,23 +110,25 @@ class Inputs:
     )->DataLoaders:
         "Training batches of a teacher, and the evaluation batches."
         load, part = self.loading, self.teacher_part
-        train = self.batches(part, device, 'teacher', bs=batch_size, shuffle=load.shuffle, drop_last=load.drop_last, seed=seed)
+        train = self.batches(part, device, 'teacher', bs=batch_size, shuffle=load.shuffle,
+                             drop_last=load.drop_last, seed=seed)
         if not len(train):
-            raise ConfigError(f"dataloader.drop_last=True: no batch is left of {len(part)} {part.unit} with dataloader.batch_size={batch_size}")
+            raise ConfigError(f"dataloader.drop_last=True: no batch is left of {len(part)} {part.unit} with "
+                              f"dataloader.batch_size={batch_size}")
         return DataLoaders(train, self.evaluation(device), device=train.device)
 
-# %% ../nbs/52_inputs.ipynb #26d7dd7f
+# %% ../nbs/52_inputs.ipynb #1bc3b4f8
 def evaluation_rows(
     sets:ImageSets|TextSets, # the data
     device, # where batches are made
 )->int:
-    "Rows of an evaluation batch: of CIFAR images 2,048 on an accelerator and 512 on a CPU, fewer of larger images; 500 texts."
+    "Rows of an evaluation batch: 500 texts; 2,048 CIFAR images on an accelerator, 512 on a CPU; fewer if larger."
     if isinstance(sets, TextSets): return 500
     _, h, w = sets.test.shape
     pixels = 2**19 if torch.device(device).type == 'cpu' else 2**21
     return max(32, min(2048, pixels // (h*w)))
 
-# %% ../nbs/52_inputs.ipynb #b5189d5f
+# %% ../nbs/52_inputs.ipynb #9d310112
 class _Seeded:
     "A generator that draws from its own random numbers, images of the size of the real ones."
     def __init__(self, net, seed, size, device):
@@ -133,7 +140,8 @@ class _Seeded:
 
     def sample(self, n):
         x = self.net.sample(n, generator=self.rng)
-        return x if x.shape[2:] == self.size else F.interpolate(x, self.size, mode='bilinear', antialias=True, align_corners=False)
+        if x.shape[2:] == self.size: return x
+        return F.interpolate(x, self.size, mode='bilinear', antialias=True, align_corners=False)
 
 def student_batches(
     inputs:Inputs, # of the run
@@ -144,29 +152,35 @@ def student_batches(
     "Training batches of a student, as `distill_loader` describes them."
     load, bs = inputs.distillation, inputs.loading.batch_size
     def part(number):
-        return inputs.batches(inputs.parts[number], device, 'student', bs=bs, shuffle=inputs.loading.shuffle, seed=derive_seed(seed, 'split', number))
+        own_seed = derive_seed(seed, 'split', number)
+        return inputs.batches(inputs.parts[number], device, 'student', bs=bs, shuffle=inputs.loading.shuffle,
+                              seed=own_seed)
     loaders = [part(number) for number in inputs.student_parts]
     if generator is not None:
-        generator = _Seeded(generator, derive_seed(seed, 'synthetic'), tuple(inputs.sets.train.shape[1:]), device)
+        size = tuple(inputs.sets.train.shape[1:])
+        generator = _Seeded(generator, derive_seed(seed, 'synthetic'), size, device)
     with blame('distill_loader'):
-        loader = DistillLoader(loaders, bs, inputs.temps, synth=generator, drop_last=load.drop_last, seed=seed, **inputs.mixing)
+        loader = DistillLoader(loaders, bs, inputs.temps, synth=generator, drop_last=load.drop_last,
+                               seed=seed, **inputs.mixing)
     if not len(loader):
-        raise ConfigError(f"distill_loader.drop_last=True: no batch is left of {loader.n} {inputs.unit} with dataloader.batch_size={bs}")
+        raise ConfigError(f"distill_loader.drop_last=True: no batch is left of {loader.n} {inputs.unit} with "
+                          f"dataloader.batch_size={bs}")
     return loader
 
-# %% ../nbs/52_inputs.ipynb #405b3a5d
+# %% ../nbs/52_inputs.ipynb #a5b13003
 def image_augmentation(
     settings:AugmentationSettings, # what teachers and students have
     more:list=(), # names of transforms that a student's policy adds
 ):
     "The batch transform that the settings describe; None when there is nothing to do."
-    options = settings.options()
-    for key, names in {'augmentation.transforms_list': settings.transforms_list, 'distill_loader.transforms_list': more}.items():
+    options, own = settings.options(), settings.transforms_list
+    for key, names in {'augmentation.transforms_list': own, 'distill_loader.transforms_list': more}.items():
         for name in names:
             with blame(f'augmentation.{name}' if name in options else key): augmentation([name], options)
-    with blame('augmentation.random_apply'): return augmentation([*settings.transforms_list, *more], options, settings.random_apply.p)
+    with blame('augmentation.random_apply'):
+        return augmentation([*own, *more], options, settings.random_apply.p)
 
-# %% ../nbs/52_inputs.ipynb #86c22609
+# %% ../nbs/52_inputs.ipynb #cfb75053
 @dataclass
 class ImageInputs(Inputs):
     "Images of a run."
@@ -179,7 +193,8 @@ class ImageInputs(Inputs):
 
     @property
     def shape(self): # arguments of a network
-        return dict(num_classes=self.sets.train.num_classes, in_channels=self.sets.train.shape[0], input_size=self.sets.train.shape[1])
+        channels, size, _ = self.sets.train.shape
+        return dict(num_classes=self.sets.train.num_classes, in_channels=channels, input_size=size)
 
     def batches(self,
         examples, # images
@@ -191,11 +206,13 @@ class ImageInputs(Inputs):
         more = self.distillation.transforms_list if who == 'student' else []
         augment = image_augmentation(self.augmentation, more) if who else None
         norm = normalizer(self.augmentation.normalization, self.sets.statistics)
-        return ImageLoader(examples, augment=augment, norm=norm, device=device, num_workers=self.loading.num_workers, **kwargs)
+        workers = self.loading.num_workers
+        return ImageLoader(examples, augment=augment, norm=norm, device=device, num_workers=workers, **kwargs)
 
     @property
     def mixing(self): # arguments of `DistillLoader` that only images have
-        return {k: getattr(self.distillation, k) for k in ('mixup_alpha', 'mixup_portion', 'synth_ratio', 'noise')}
+        names = ('mixup_alpha', 'mixup_portion', 'synth_ratio', 'noise')
+        return {k: getattr(self.distillation, k) for k in names}
 
     @property
     def temps(self): # τ of each part that the student sees; one number where it is the same for all
@@ -206,7 +223,7 @@ class ImageInputs(Inputs):
         first = temps[0] if temps else temp
         return temps + [first if o is None else o for o in own]
 
-# %% ../nbs/52_inputs.ipynb #bca3c4f6
+# %% ../nbs/52_inputs.ipynb #8835b2b2
 def dataset_statistics(
     cfg:Settings, # of a command on images
     sets:ImageSets, # the images
@@ -215,7 +232,8 @@ def dataset_statistics(
     channels = sets.train.shape[0]
     given = {k: tuple(v) for k, v in asdict(cfg.dataset.statistics).items() if v is not None}
     for k, v in given.items():
-        if len(v) != channels: raise ConfigError(f"dataset.statistics.{k}={list(v)}: expected {channels} numbers, one per channel")
+        if len(v) == channels: continue
+        raise ConfigError(f"dataset.statistics.{k}={list(v)}: expected {channels} numbers, one per channel")
     statistics = {**sets.statistics, **given}
     with blame('dataset.statistics'): normalizer(cfg.augmentation.normalization, statistics)
     return statistics
@@ -230,15 +248,17 @@ def _load_extra(key, entry, shape, download):
 def load_images(
     cfg:ImageClassification, # settings
 )->ImageInputs:
-    "The images of an experiment, divided as its settings say, and those of other sets that the student is shown."
+    "The images of an experiment, divided as its settings say, and the extra sets that the student is shown."
     sets = load_sets(load_vision, cfg.dataset)
     train, test, parts = _divide(cfg, sets.train, sets.test)
     sets = ImageSets(train, test, dataset_statistics(cfg, sets))
     extra = cfg.distill_loader.extra if cfg.trainer.distill_teacher else []
-    parts += [_load_extra(f'distill_loader.extra[{i}]', o, train.shape, cfg.dataset.download) for i, o in enumerate(extra)]
-    return ImageInputs(sets, parts, cfg.dataset.subsample.split, cfg.dataloader, cfg.augmentation, cfg.distill_loader)
+    for i, entry in enumerate(extra):
+        parts.append(_load_extra(f'distill_loader.extra[{i}]', entry, train.shape, cfg.dataset.download))
+    return ImageInputs(sets, parts, split=cfg.dataset.subsample.split, loading=cfg.dataloader,
+                       augmentation=cfg.augmentation, distillation=cfg.distill_loader)
 
-# %% ../nbs/52_inputs.ipynb #92e3fa75
+# %% ../nbs/52_inputs.ipynb #ce83fd9e
 @dataclass
 class TextInputs(Inputs):
     "Texts of a run."
@@ -271,9 +291,10 @@ def load_texts(
     "The texts of an experiment, divided as its settings say."
     sets = load_sets(load_text, cfg.dataset)
     train, test, parts = _divide(cfg, sets.train, sets.test)
-    return TextInputs(TextSets(train, test), parts, cfg.dataset.subsample.split, cfg.dataloader, cfg.distill_loader)
+    return TextInputs(TextSets(train, test), parts, split=cfg.dataset.subsample.split, loading=cfg.dataloader,
+                      distillation=cfg.distill_loader)
 
-# %% ../nbs/52_inputs.ipynb #946390c0
+# %% ../nbs/52_inputs.ipynb #2f0e0d74
 def load_inputs(
     cfg:Classification, # settings of images or of texts
 )->Inputs:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_report', 'write_statistics', 'summarize', 'format_report', 'write_report', 'read_report']
 
-# %% ../nbs/56_report.ipynb #2f7e9476
+# %% ../nbs/56_report.ipynb #633b5d5e
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -18,24 +18,28 @@ from .fidelity import compare_students, fidelity_statistics, predictions
 from .runs import Run
 from .settings import ConfigError
 
-# %% ../nbs/56_report.ipynb #863e5b7f
+# %% ../nbs/56_report.ipynb #60ebedd1
 def plot_report(
     report:pd.DataFrame, # of `fidelity_report`
     rows:list, # epochs of the student's table; may be empty
     unit:str='images', # what is classified
 ): # matplotlib figure
     "Accuracy beside fidelity for every model, and both over the student's training."
-    fig, axs = plt.subplots(1, 2 if rows else 1, figsize=(9 if rows else 4.5, 3.4), squeeze=False, layout='constrained')
+    cols = 2 if rows else 1
+    fig, axs = plt.subplots(1, cols, figsize=(4.5*cols, 3.4), squeeze=False, layout='constrained')
     ax, y = axs[0, 0], np.arange(len(report))[::-1]
     ax.plot(report.accuracy, y, 'o', label='accuracy')
     ax.plot(report.agreement, y, 's', mfc='none', label='agreement with the teacher')
-    ax.set(yticks=y, yticklabels=report.index, xlabel=f'share of evaluation {unit}', ylim=(-.5, len(report) - .5))
+    ax.set(yticks=y, yticklabels=report.index, ylim=(-.5, len(report) - .5))
+    ax.set_xlabel(f'share of evaluation {unit}')
     ax.grid(axis='y', alpha=.3)
     ax.legend(fontsize=8, ncol=2, loc='lower center', bbox_to_anchor=(.5, 1.), frameon=False)
-    if rows: plot_curves(pd.DataFrame(rows), ['train_ts_agree', 'test_ts_agree', 'test_acc'], examples=unit, ax=axs[0, 1]).set(title='student')
+    if rows:
+        shown = ['train_ts_agree', 'test_ts_agree', 'test_acc']
+        plot_curves(pd.DataFrame(rows), shown, examples=unit, ax=axs[0, 1]).set(title='student')
     return fig
 
-# %% ../nbs/56_report.ipynb #9724ec1b
+# %% ../nbs/56_report.ipynb #a61bba97
 def write_statistics(
     run:Run, # open
     students:dict, # networks by name: 'student', 'independent_student'
@@ -48,16 +52,19 @@ def write_statistics(
     table = fidelity_statistics(z_s, z_t, y)
     for i, v in enumerate(stage_cka(student, teacher, dl)): table.loc[f'cka_{i}', 'value'] = v
     run.write('fidelity_statistics.csv', table.rename_axis('statistic').to_csv)
-    if z_o: run.write('fidelity_differences.csv', compare_students(z_s, z_o[0], z_t, y).rename_axis('statistic').to_csv)
+    if not z_o: return
+    differences = compare_students(z_s, z_o[0], z_t, y)
+    run.write('fidelity_differences.csv', differences.rename_axis('statistic').to_csv)
 
-# %% ../nbs/56_report.ipynb #8f005bf7
+# %% ../nbs/56_report.ipynb #ddae3bc7
 def summarize(
     report:pd.DataFrame, # of `fidelity_report`
 )->dict: # names of `summary.json` to numbers
     "One number for each model and measure."
     def name(model, measure):
         if measure not in ('agreement', 'kl'): return f"{model.replace(' ', '_')}_{measure}"
-        return {'student': measure, 'independent student': f'independent_{measure}'}.get(model, f'{model}_{measure}')
+        known = {'student': measure, 'independent student': f'independent_{measure}'}
+        return known.get(model, f'{model}_{measure}')
     return {name(model, k): v for model, row in report.iterrows() for k, v in row.items()}
 
 def format_report(
@@ -71,7 +78,7 @@ def write_report(
     report:pd.DataFrame, # of `fidelity_report`
     unit:str='images', # what is classified
 ):
-    "Write `fidelity.csv`, `fidelity.png` and `summary.json`, and say the table. Raises `FloatingPointError` for a model that has diverged."
+    "Write `fidelity.csv`, `fidelity.png`, `summary.json`. Raises `FloatingPointError` if a model has diverged."
     if not np.isfinite(report.to_numpy()).all(): raise FloatingPointError(f"a model has diverged:\n{report}")
     run.write('fidelity.csv', report.rename_axis('model').to_csv)
     fig = plot_report(report, run.tables.get('student_train_metrics', []), unit)
@@ -86,4 +93,5 @@ def read_report(
     "The table of a finished run. Raises `ConfigError` if the file is gone."
     try: return pd.read_csv(run.path/'fidelity.csv', index_col='model')
     except FileNotFoundError:
-        raise ConfigError(f"force: {run.path} is done, but its fidelity.csv is gone; force=true does it again") from None
+        raise ConfigError(f"force: {run.path} is done, but its fidelity.csv is gone; "
+                          "force=true does it again") from None

@@ -46,14 +46,17 @@ Share = Annotated[float, Range('in [0, 1]', lambda v: 0 <= v <= 1)]
 Decay = Annotated[float, Range('in [0, 1)', lambda v: 0 <= v < 1)]
 Switch = Literal['auto', True, False]
 
-# %% ../nbs/50_schema.ipynb #362e4b05
-_WORDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a word', dict: 'a mapping', type(None): 'null'}
+# %% ../nbs/50_schema.ipynb #c48bf173
+_WORDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a word',
+          dict: 'a mapping', type(None): 'null'}
+
+def _written(value): return str(value).lower() if isinstance(value, bool) else str(value)
 
 def _in_words(kind):
     "What a value of this type is called."
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated: return ' '.join([_in_words(args[0]), *(o.words for o in args[1:])])
-    if origin is Literal: return 'one of ' + ', '.join(str(o).lower() if isinstance(o, bool) else str(o) for o in args)
+    if origin is Literal: return 'one of ' + ', '.join(map(_written, args))
     if origin in (Union, types.UnionType): return ' or '.join(map(_in_words, args))
     if origin is list: return f'a list, each {_in_words(args[0])}' if args else 'a list'
     return _WORDS.get(kind, getattr(kind, '__name__', str(kind)))
@@ -62,6 +65,16 @@ def _is_plain(kind, value):
     if kind is float: return type(value) in (int, float) and math.isfinite(value)
     if kind in (int, bool, str): return type(value) is kind                  # true is no whole number
     return isinstance(value, kind)
+
+def _refuse(error): raise error
+
+def _accept_any(kinds, value, wrong):
+    for kind in kinds:
+        try: return accept(kind, value)
+        except ValueError: continue
+    raise wrong
+
+def _is_choice(choices, value): return any(type(o) is type(value) and o == value for o in choices)
 
 def accept(
     kind, # a type, as annotations of settings have it
@@ -73,21 +86,13 @@ def accept(
     if origin is Annotated:
         value = accept(args[0], value) if _is_plain(get_origin(args[0]) or args[0], value) else _refuse(wrong)
         return value if all(o.holds(value) for o in args[1:]) else _refuse(wrong)
-    if origin is Literal: return value if any(type(o) is type(value) and o == value for o in args) else _refuse(wrong)
+    if origin is Literal: return value if _is_choice(args, value) else _refuse(wrong)
     if origin in (Union, types.UnionType): return _accept_any(args, value, wrong)
     if not _is_plain(origin or kind, value): raise wrong
     if origin is list and args: return [_accept_any(args, o, wrong) for o in value]
     return float(value) if kind is float else value
 
-def _refuse(error): raise error
-
-def _accept_any(kinds, value, wrong):
-    for kind in kinds:
-        try: return accept(kind, value)
-        except ValueError: continue
-    raise wrong
-
-# %% ../nbs/50_schema.ipynb #70a7b8ea
+# %% ../nbs/50_schema.ipynb #6a5a911e
 @lru_cache(maxsize=None)
 def _kinds(cls): return get_type_hints(cls, include_extras=True)
 
@@ -99,7 +104,7 @@ class Group:
             try: object.__setattr__(self, key, accept(kind, value))
             except ValueError as e: raise ConfigError(f"{key}={value!r}: {e}") from None
 
-# %% ../nbs/50_schema.ipynb #6d6e0d66
+# %% ../nbs/50_schema.ipynb #398275d3
 def variants(
     cls:type, # a group
 ) -> dict: # name -> class; empty for a group without variants
@@ -110,7 +115,7 @@ def variants(
     for o in cls.__subclasses__(): found.update(variants(o))
     return found
 
-# %% ../nbs/50_schema.ipynb #2a586a4b
+# %% ../nbs/50_schema.ipynb #21983fb5
 def _pick(cls, values):
     "The class that `values` are of."
     choices, name = variants(cls), values.get('name')
@@ -135,19 +140,23 @@ def suggest_setting(
 ) -> str: # ", did you mean …?" or ''
     "A setting that may have been meant."
     known = [o for o in setting_names(cls) if o != key]
-    near = [o for o in known if o.split('.')[-1] == key.split('.')[-1]] or difflib.get_close_matches(key, known, 1)
+    same_end = [o for o in known if o.split('.')[-1] == key.split('.')[-1]]
+    near = same_end or difflib.get_close_matches(key, known, 1)
     return f", did you mean {near[0]}?" if near else ''
 
 def _read(cls, values, prefix, root):
-    if not isinstance(values, dict): raise ConfigError(f"{prefix[:-1]}={values!r}: expected settings below it")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{prefix[:-1]}={values!r}: expected settings below it")
     try: cls = _pick(cls, values)
     except ConfigError as e: raise ConfigError(f'{prefix}{e}') from None
     kinds = _kinds(cls)
     for key in values:
-        if key not in kinds: raise ConfigError(f"{prefix}{key}: unknown key{suggest_setting(prefix + key, root)}")
+        if key in kinds: continue
+        raise ConfigError(f"{prefix}{key}: unknown key{suggest_setting(prefix + key, root)}")
     for key in kinds:
         if key not in values: raise ConfigError(f"{prefix}{key}: missing")
-    def part(key, kind): return _read(kind, values[key], f'{prefix}{key}.', root) if is_dataclass(kind) else values[key]
+    def part(key, kind):
+        return _read(kind, values[key], f'{prefix}{key}.', root) if is_dataclass(kind) else values[key]
     made = {key: part(key, kind) for key, kind in kinds.items()}
     try: return cls(**made)
     except ConfigError as e: raise ConfigError(f'{prefix}{e}') from None

@@ -6,15 +6,15 @@
 __all__ = ['teacher_facts', 'open_bucket', 'checkpoint_folder', 'find_teachers', 'choose_teachers', 'check_known',
            'load_teachers', 'plan_teachers', 'prepare_teacher', 'complete_teachers']
 
-# %% ../nbs/54_teachers.ipynb #4a8359ae
+# %% ../nbs/54_teachers.ipynb #c2294372
 import random, re
 from dataclasses import asdict
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
-from gnosis_nb.checkpoint import (CheckpointError, check_unchanged, find_matching, load_weights, mismatch, relative_path,
-    select_checkpoints)
+from .checkpoint import (CheckpointError, check_unchanged, find_matching, load_weights, mismatch,
+    relative_path, select_checkpoints)
 from .distill import FidelityTable
 from .fitting import build_network, fit, fit_all, learner_options, network_spec
 from .inputs import Inputs
@@ -25,18 +25,19 @@ from .runs import Run
 from .settings import Classification, ConfigError, Settings, blame, network_options, teacher_recipe
 from .stores import S3Store, fetch
 
-# %% ../nbs/54_teachers.ipynb #d65dd64c
-_PLACES = ('download', 'root_dir', 'memory_limit', 'backend')                # where data lie and how they are read
+# %% ../nbs/54_teachers.ipynb #eb531803
+_PLACES = ('download', 'root_dir', 'memory_limit', 'backend')                # where and how data are read
 
 def _dataset_facts(cfg, inputs):
     "Settings of the data, and the training examples they stand for."
     data, train = {k: v for k, v in asdict(cfg.dataset).items() if k not in _PLACES}, inputs.sets.train
-    if not data['shuffle_train_targets']['enabled']: data['shuffle_train_targets'] = None
+    shuffled, held_out = cfg.dataset.shuffle_train_targets.enabled, cfg.trainer.eval_dataset == 'val'
+    if not shuffled: data['shuffle_train_targets'] = None
     if not any(data['shrink'].values()): data.pop('shrink')
-    whole = data['subsample']['ratio'] == 1 and not data['shuffle_train_targets'] and cfg.trainer.eval_dataset == 'test'
-    if data['name'] == 'cifar100_svhn' and whole:                            # its teachers learn from CIFAR-100 alone
-        train = train.labelled
-        data = {**{k: v for k, v in data.items() if k not in ('num_svhn_data', 'seed')}, 'name': 'cifar100'}
+    whole = cfg.dataset.subsample.ratio == 1 and not shuffled and not held_out
+    if data['name'] == 'cifar100_svhn' and whole:                            # teachers see CIFAR-100 alone
+        train, data['name'] = train.labelled, 'cifar100'
+        for key in ('num_svhn_data', 'seed'): data.pop(key)
     return data, train
 
 def teacher_facts(
@@ -45,12 +46,12 @@ def teacher_facts(
 )->dict: # JSON values
     "What a teacher must have in common with a run to be used by it."
     data, train = _dataset_facts(cfg, inputs)
-    facts = {'network': network_options(cfg, 'teacher'), 'classes': inputs.sets.train.num_classes, 'dataset': data,
-             train.unit: train.fingerprint(), 'held_out': cfg.trainer.eval_dataset == 'val'}
+    facts = {'network': network_options(cfg, 'teacher'), 'classes': inputs.sets.train.num_classes,
+             'dataset': data, train.unit: train.fingerprint(), 'held_out': cfg.trainer.eval_dataset == 'val'}
     if hasattr(cfg, 'augmentation'): facts['normalization'] = cfg.augmentation.normalization
     return facts
 
-# %% ../nbs/54_teachers.ipynb #c55a7005
+# %% ../nbs/54_teachers.ipynb #2a8874c1
 def open_bucket(
     cfg:Settings, # with the endpoint and the region
     name:str, # of the bucket
@@ -72,13 +73,14 @@ def checkpoint_folder(
     given, name = getattr(settings, key), f'{who}.{key}'
     if cfg.ckpt_store == 'local': return root/given, name, given
     store = open_bucket(cfg, cfg.s3_bucket)
-    folder = root/'.fetched'/re.sub(r'[^\w.:-]+', '_', store.name.removeprefix('s3://')).strip('_')/given.strip('/')
+    bucket = re.sub(r'[^\w.:-]+', '_', store.name.removeprefix('s3://')).strip('_')
+    folder = root/'.fetched'/bucket/given.strip('/')
     there = fetch(store, given.strip('/'), folder, rf'{stem}_(init_)?\d+\.(safetensors|ckpt|pt|pth)', say)
     if not there: raise ConfigError(f"{name}={given}: {store.name} has no {stem}_<number> checkpoint there")
     for o in {*folder.rglob(f'{stem}_*')} - {*there}: o.unlink()             # gone from the bucket since
     return folder, name, given
 
-# %% ../nbs/54_teachers.ipynb #01621627
+# %% ../nbs/54_teachers.ipynb #2eb03e6a
 def find_teachers(
     cfg:Classification, # settings
     facts:dict, # of `teacher_facts`
@@ -92,12 +94,14 @@ def find_teachers(
     def misfit(info, path):
         if 'facts' not in info: return None if given else 'it has no facts'
         return mismatch(info['facts'], facts) or mismatch(info.get('training', {}), t.trainer.given())
-    with blame(key or 'data_dir'): found, problem = find_matching(folder, 'teacher', misfit, given=bool(given), unique=True, say=say)
-    if given and not found: raise ConfigError(f"{key}={given}: {problem or f'no teacher_<number> checkpoint below {folder}'}")
+    with blame(key or 'data_dir'):
+        found, problem = find_matching(folder, 'teacher', misfit, given=bool(given), unique=True, say=say)
+    if given and not found:
+        raise ConfigError(f"{key}={given}: {problem or f'no teacher_<number> checkpoint below {folder}'}")
     if t.shuffle_ckpts: random.Random(cfg.seed).shuffle(found)
     return found
 
-# %% ../nbs/54_teachers.ipynb #364701b0
+# %% ../nbs/54_teachers.ipynb #b88b45df
 def choose_teachers(
     found:list, # checkpoints there are
     trial:int, # trial number
@@ -111,7 +115,7 @@ def choose_teachers(
     rest = [o for o in found if o not in first]
     return [first, take(rest, min(m, len(rest)))]
 
-# %% ../nbs/54_teachers.ipynb #174c2cb2
+# %% ../nbs/54_teachers.ipynb #006858be
 def check_known(
     known:dict, # `path`, below `data_dir` or absolute, and `weights`, a digest
     what:str, # what it is, in words
@@ -121,14 +125,16 @@ def check_known(
     path = Path(data_dir)/known['path']
     try: return path, check_unchanged(path, known['weights'])
     except CheckpointError:
-        raise ConfigError(f"resume: {path}, {what} that this run began with, is gone or another now; put it back, "
-                          "or start anew with resume=false") from None
+        raise ConfigError(f"resume: {path}, {what} that this run began with, is gone or another now; "
+                          "put it back, or start anew with resume=false") from None
 
-# %% ../nbs/54_teachers.ipynb #f4a9a306
+# %% ../nbs/54_teachers.ipynb #c66e3810
 def _sentence(path, info):
     "Which teacher it is."
-    known = dict(epochs=info.get('epochs'), optimizer=info.get('training', {}).get('optimizer'), accuracy=info.get('test_acc'))
-    facts = [f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}' for k, v in known.items() if v is not None]
+    known = dict(epochs=info.get('epochs'), optimizer=info.get('training', {}).get('optimizer'),
+                 accuracy=info.get('test_acc'))
+    def written(v): return f'{v:.3f}' if isinstance(v, float) else v
+    facts = [f'{k} {written(v)}' for k, v in known.items() if v is not None]
     return f"teacher from {path}" + (f" ({', '.join(facts)})" if facts else '')
 
 def _load(cfg, inputs, found, say):
@@ -136,9 +142,10 @@ def _load(cfg, inputs, found, say):
     net, own = build_network(cfg, 'teacher', inputs, seed=0), teacher_recipe(cfg)
     with blame('teacher.ckpt_path' if cfg.teacher.ckpt_path else 'teacher.ckpt_dir'): load_weights(net, path)
     say(_sentence(path, info))
-    if info.get('epochs', own.num_epochs) < own.num_epochs or info.get('training', asdict(own))['optimizer'] != own.optimizer:
-        say(f"warning: it was trained less than or otherwise than this run would ({own.num_epochs} epochs, {own.optimizer}); "
-            "teacher.use_ckpts=false trains new ones")
+    epochs, opt = info.get('epochs', own.num_epochs), info.get('training', asdict(own))['optimizer']
+    if epochs < own.num_epochs or opt != own.optimizer:
+        say("warning: it was trained less than or otherwise than this run would "
+            f"({own.num_epochs} epochs, {own.optimizer}); teacher.use_ckpts=false trains new ones")
     return net, dict(info, path=str(path))
 
 def load_teachers(
@@ -148,13 +155,14 @@ def load_teachers(
     plan:list|None=None, # of a run that goes on, as `plan_teachers` made it
 )->list: # one or two lists of pairs: network and facts
     "The teachers that this trial finds ready, or those that a run has begun with."
-    if plan: chosen = [[check_known(o, 'a teacher', cfg.data_dir) for o in group if 'path' in o] for group in plan]
+    def known(group): return [check_known(o, 'a teacher', cfg.data_dir) for o in group if 'path' in o]
+    if plan: chosen = [known(group) for group in plan]
     else:
         found = find_teachers(cfg, teacher_facts(cfg, inputs), say)
         chosen = choose_teachers(found, cfg.trial_id, cfg.teacher.num_components, cfg.teacher.independent)
     return [[_load(cfg, inputs, o, say) for o in group] for group in chosen]
 
-# %% ../nbs/54_teachers.ipynb #87fd62a2
+# %% ../nbs/54_teachers.ipynb #399a3963
 def plan_teachers(
     cfg:Classification, # settings
     ready:list, # of `load_teachers`
@@ -168,7 +176,7 @@ def plan_teachers(
         return [known(info) for _, info in group] + [dict(number=i) for i in islice(numbers, missing)]
     return [members(group) for group in ready]
 
-# %% ../nbs/54_teachers.ipynb #16a11c65
+# %% ../nbs/54_teachers.ipynb #73d73cc0
 def prepare_teacher(
     cfg:Classification, # settings
     run:Run, # that it belongs to
@@ -185,8 +193,8 @@ def prepare_teacher(
     learn = teacher_learner(dls, net, metrics=[], cbs=table, **learner_options(how, cfg.trainer))
     def train():
         fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes)
-        run.save(name, net, facts=facts, spec=network_spec(cfg, 'teacher', inputs), training=asdict(how), seed=seed,
-                 epochs=how.num_epochs, test_acc=table.rows[-1].get('test_acc'))
+        run.save(name, net, facts=facts, spec=network_spec(cfg, 'teacher', inputs), training=asdict(how),
+                 seed=seed, epochs=how.num_epochs, test_acc=table.rows[-1].get('test_acc'))
     return learn, train
 
 def complete_teachers(
@@ -198,11 +206,13 @@ def complete_teachers(
 )->list: # one or two `ClassifierEnsemble`s
     "Train the teachers that `load_teachers` did not find."
     if 'plan' not in run.state: run.set_state('running', plan=plan_teachers(cfg, ready))
-    new = [[f"teacher_{o['number']}" for o in group if 'number' in o] for group in run.state['plan']]
-    prepare = {name: partial(prepare_teacher, cfg, run, int(name.split('_')[1]), inputs, device) for names in new for name in names}
+    new = [[o['number'] for o in group if 'number' in o] for group in run.state['plan']]
+    prepare = {f'teacher_{i}': partial(prepare_teacher, cfg, run, i, inputs, device) for i in sum(new, [])}
     nets = fit_all(run, prepare, device, cfg.trainer.parallel_models)
-    def members(group, names):
-        return [(net.to(device), info['path']) for net, info in group] + [(nets[o], str(run.path/f'{o}.safetensors')) for o in names]
-    ensembles = [members(group, names) for group, names in zip(ready, new)]
+    def members(group, numbers):
+        found = [(net.to(device), info['path']) for net, info in group]
+        trained = [(nets[f'teacher_{i}'], str(run.path/f'teacher_{i}.safetensors')) for i in numbers]
+        return found + trained
+    ensembles = [members(group, numbers) for group, numbers in zip(ready, new)]
     run.set_state('running', teachers=[[path for _, path in group] for group in ensembles])
     return [ClassifierEnsemble(*(net for net, _ in group)).eval() for group in ensembles]

@@ -7,9 +7,12 @@ from urllib.error import URLError
 import botocore.session
 import pytest
 import torch
+from experiments import SMALL, TEACHERS, small
 from faulty import Proxy
 from moto.server import ThreadedMotoServer
 
+from gnosis_nb import distill, experiment, teachers
+from gnosis_nb.data import blocks
 from gnosis_nb.stores import S3Store
 
 _numbers = itertools.count()
@@ -45,8 +48,11 @@ def one_loader():
 @pytest.fixture
 def credentials(monkeypatch, tmp_path):
     for k in [o for o in os.environ if o.startswith('AWS_')]: monkeypatch.delenv(k)
-    for k, v in dict(AWS_ACCESS_KEY_ID='a', AWS_SECRET_ACCESS_KEY='b', AWS_DEFAULT_REGION='us-east-1', AWS_EC2_METADATA_DISABLED='true',
-                     AWS_CONFIG_FILE=str(tmp_path/'none'), AWS_SHARED_CREDENTIALS_FILE=str(tmp_path/'none')).items(): monkeypatch.setenv(k, v)
+    ours = dict(
+        AWS_ACCESS_KEY_ID='a', AWS_SECRET_ACCESS_KEY='b', AWS_DEFAULT_REGION='us-east-1',
+        AWS_EC2_METADATA_DISABLED='true', AWS_CONFIG_FILE=str(tmp_path/'none'),
+        AWS_SHARED_CREDENTIALS_FILE=str(tmp_path/'none'))
+    for k, v in ours.items(): monkeypatch.setenv(k, v)
 
 
 @pytest.fixture
@@ -62,3 +68,36 @@ def proxy(server):
     proxy = Proxy(server).start()
     yield proxy
     proxy.stop()
+
+
+@pytest.fixture(scope='session')
+def pool(tmp_path_factory):
+    "A folder with a run that trained three teachers of images, and one with three of texts; for reading only."
+    folder = tmp_path_factory.mktemp('pool')
+    for command in SMALL: small(command, folder, TEACHERS, 'teacher.num_components=3', 'job_name=three')
+    return folder
+
+
+def results_of(monkeypatch, owner, name):
+    "A list to which every call of `owner.name` adds what it returns."
+    seen, call = [], getattr(owner, name)
+    def spy(*args, **kwargs):
+        seen.append(call(*args, **kwargs))
+        return seen[-1]
+    monkeypatch.setattr(owner, name, spy)
+    return seen
+
+@pytest.fixture
+def counts(monkeypatch):
+    "What every meter has counted, in order."
+    return results_of(monkeypatch, distill.FidelityMeter, 'compute')
+
+@pytest.fixture
+def batches(monkeypatch):
+    "Every batch that a student was shown."
+    return results_of(monkeypatch, blocks.DistillLoader, 'finish')
+
+@pytest.fixture
+def learners(monkeypatch):
+    "Every Learner, by who learns."
+    return dict(teacher=results_of(monkeypatch, teachers, 'teacher_learner'), student=results_of(monkeypatch, experiment, 'student_learner'))

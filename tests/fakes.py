@@ -1,5 +1,5 @@
 "Small fakes of data sets, in the official layouts."
-import hashlib,io,pickle,random,struct,tarfile
+import hashlib, io, pickle, random, struct, tarfile
 
 import numpy as np
 import scipy.io
@@ -13,7 +13,7 @@ def md5(file): return hashlib.md5(file.read_bytes()).hexdigest()
 
 
 def fake_cifar(folder, monkeypatch, cls, n=6):
-    "Tiny batches of `n` images in CIFAR's layout; torchvision is told their checksums in place of the real ones and verifies these."
+    "Tiny batches of `n` images in CIFAR's layout; torchvision is told their checksums and verifies these."
     base, rng = folder/cls.base_folder, np.random.default_rng(0)
     base.mkdir(parents=True)
     key, num_classes = ('labels', 10) if cls.base_folder == 'cifar-10-batches-py' else ('fine_labels', 100)
@@ -34,7 +34,20 @@ def fake_cifar(folder, monkeypatch, cls, n=6):
     return pixels
 
 
-def write_idx(file, x): file.write_bytes(struct.pack(f'>{1 + x.ndim}I', 0x800 + x.ndim, *x.shape) + x.tobytes())
+def write_image_folder(root, n=50):
+    "`n` random images of 8 × 6 pixels in each of two splits and three classes."
+    rng = np.random.default_rng(0)
+    for split in ('train', 'test'):
+        for c in ('cat', 'dog', 'eel'):
+            folder = root/split/c
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(rng.integers(0, 256, (8, 6, 3), dtype=np.uint8)).save(folder/f'{i:02}.png')
+    return root
+
+
+def write_idx(file, x):
+    file.write_bytes(struct.pack(f'>{1 + x.ndim}I', 0x800 + x.ndim, *x.shape) + x.tobytes())
 
 
 def fake_mnist(raw, n=60, parts=('train', 't10k'), prefix=''):
@@ -48,17 +61,19 @@ def fake_mnist(raw, n=60, parts=('train', 't10k'), prefix=''):
     return images
 
 
-def fake_emnist(raw, n=40, split='byclass'): return fake_mnist(raw, n, ('train', 'test'), f'emnist-{split}-')
+def fake_emnist(raw, n=40, split='byclass'):
+    return fake_mnist(raw, n, ('train', 'test'), f'emnist-{split}-')
 
 
 def fake_svhn(folder, monkeypatch, n=20):
-    "`n` images a split in SVHN's layout, [32, 32, 3, n] and labels 1 to 10; torchvision is told their checksums."
+    "`n` images a split in SVHN's layout: [32, 32, 3, n], labels 1 to 10; torchvision gets their checksums."
     folder.mkdir(parents=True, exist_ok=True)
     rng, pixels, splits = np.random.default_rng(1), {}, dict(datasets.SVHN.split_list)
     for split in ('train', 'test'):
         url, name, _ = splits[split]
         pixels[split] = rng.integers(0, 256, (32, 32, 3, n), dtype=np.uint8)
-        scipy.io.savemat(folder/name, dict(X=pixels[split], y=(np.arange(n) % 10 + 1).astype(np.uint8)[:, None]))
+        labels = (np.arange(n) % 10 + 1).astype(np.uint8)[:, None]
+        scipy.io.savemat(folder/name, dict(X=pixels[split], y=labels))
         splits[split] = [url, name, md5(folder/name)]
     monkeypatch.setattr(datasets.SVHN, 'split_list', splits)
     return pixels
@@ -68,7 +83,8 @@ def fake_cifar102(folder, n=20, **changed):
     "`n` images in CIFAR-10.2's layout, names as pickled objects included."
     folder.mkdir(parents=True, exist_ok=True)
     x, y = np.random.default_rng(2).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), np.arange(n) % 10
-    np.savez(folder/'cifar102_train.npz', **{**dict(images=x, labels=y, label_names=np.array(['plane', 'car', None], object)), **changed})
+    names = np.array(['plane', 'car', None], object)
+    np.savez(folder/'cifar102_train.npz', **{**dict(images=x, labels=y, label_names=names), **changed})
     return x, y
 
 
@@ -78,10 +94,11 @@ def save_jpeg(file, colour, size=(64, 64), mode='RGB'):
 
 
 def fake_tiny_imagenet(folder, wnids=('n03', 'n01', 'n02'), n=2):
-    "`n` training and `n` validation images a class in Tiny ImageNet's layout; the class can be told from the red value, 40·(k+1). Some are grey."
+    "`n` images of each class and split in Tiny ImageNet's layout; class k is 40·(k+1) red. Some are grey."
     folder.mkdir(parents=True)
     (folder/'wnids.txt').write_text('\n'.join(wnids))
-    (folder/'words.txt').write_text('n01\tcrane\nn02\tgoldfish, Carassius auratus\nn03\tcrane, derrick\nn99\tentity\n')
+    words = dict(n01='crane', n02='goldfish, Carassius auratus', n03='crane, derrick', n99='entity')
+    (folder/'words.txt').write_text(''.join(f'{k}\t{v}\n' for k, v in words.items()))
     rows = []
     for k, w in enumerate(sorted(wnids)):
         for i in range(n):
@@ -106,11 +123,13 @@ def _add(tar, name, data):
     tar.addfile(info, io.BytesIO(data))
 
 def fake_imagenet_archives(root, monkeypatch, n=2):
-    "The three archives of ImageNet with two classes of `n` training images and a validation image each; torchvision is told their checksums."
+    """The three archives of ImageNet with two classes of `n` training images and a validation image each;
+    torchvision is told their checksums."""
     root.mkdir(parents=True)
     classes = {'n02': 'gold disc', 'n01': 'red disc, dot'}
     fields = [(f, object) for f in ('ILSVRC2012_ID', 'WNID', 'words', 'gloss', 'num_children')]
-    synsets = np.array([(i+1, w, names, '', 0) for i, (w, names) in enumerate(classes.items())] + [(3, 'n00', 'disc', '', 2)], fields)
+    leaves = [(i+1, w, names, '', 0) for i, (w, names) in enumerate(classes.items())]
+    synsets = np.array([*leaves, (3, 'n00', 'disc', '', 2)], fields)
     mat = io.BytesIO()
     scipy.io.savemat(mat, dict(synsets=synsets))
     names = {k: f for k, (f, _) in datasets.imagenet.ARCHIVE_META.items()}
@@ -129,11 +148,13 @@ def fake_imagenet_archives(root, monkeypatch, n=2):
 
 
 def fake_imdb(folder, monkeypatch, n=20):
-    "`n` short synthetic reviews a class and split in IMDB's layout; the loader is told their number in place of the real one."
+    "`n` short synthetic reviews of each class and split in IMDB's layout; the loader is told their number."
     rng = random.Random(0)
     for split in ('train', 'test'):
         for c in ('neg', 'pos'):
             (folder/split/c).mkdir(parents=True)
-            for i in range(n): (folder/split/c/f'{i}_{8 if c == "pos" else 3}.txt').write_text(f'{text.write_review(rng, c == "pos")}<br /><br />No. {i}', encoding='utf-8')
+            for i in range(n):
+                review = f'{text.write_review(rng, c == "pos")}<br /><br />No. {i}'
+                (folder/split/c/f'{i}_{8 if c == "pos" else 3}.txt').write_text(review, encoding='utf-8')
     monkeypatch.setattr(text, 'IMDB_COUNT', n)
     return folder

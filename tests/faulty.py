@@ -6,7 +6,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
-def error(code): return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>made up</Message></Error>".encode()
+def error(code):
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>made up</Message></Error>".encode()
 
 
 def flipped(body):
@@ -16,24 +17,34 @@ def flipped(body):
     return bytes(out)
 
 
-ANSWERS = dict(busy=(503, error('SlowDown')), failing=(500, b''), throttled=(429, b''), denied=(403, error('AccessDenied')), expired=(400, error('ExpiredToken')), babble=(200, b'<html>log in to the network'))
+ANSWERS = dict(
+    busy=(503, error('SlowDown')),
+    failing=(500, b''),
+    throttled=(429, b''),
+    denied=(403, error('AccessDenied')),
+    expired=(400, error('ExpiredToken')),
+    babble=(200, b'<html>log in to the network'),
+)
 
 
 class Proxy:
-    "Forwards to a port; `faults` is a list of [kind, method, times], taken from while requests with that method come."
+    "Forwards to a port. `faults` are [kind, method, times]; requests with that method use them up."
     def __init__(self, port):
-        self.target, self.port, self.faults, self.seen, self.checks_md5, self.server = port, 0, [], [], False, None
-        self.lock = threading.Lock()
+        self.target, self.port = port, 0
+        self.faults, self.seen = [], []
+        self.checks_md5 = False
+        self.changed = threading.Condition()
 
     @property
     def url(self): return f'http://127.0.0.1:{self.port}'
 
     def start(self):
         self.ending = threading.Event()
-        self.server = ThreadingHTTPServer(('127.0.0.1', self.port), type('Handler', (_Handler,), dict(proxy=self)))
+        handler = type('Handler', (_Handler,), dict(proxy=self))
+        self.server = ThreadingHTTPServer(('127.0.0.1', self.port), handler)
         self.server.daemon_threads, self.server.block_on_close = True, False
         self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, kwargs=dict(poll_interval=.01), daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=[.01], daemon=True).start()
         return self
 
     def stop(self):
@@ -45,12 +56,19 @@ class Proxy:
         return self
 
     def take(self, method, path):
-        with self.lock:
+        with self.changed:
             self.seen.append((method, path))
+            self.changed.notify_all()
             for o in self.faults:
                 if o[1] == method and o[2] > 0:
                     o[2] -= 1
                     return o[0]
+
+    def count(self, method): return sum(seen == method for seen, _ in self.seen)
+
+    def wait_for(self, method, times=1):
+        "Return when so many requests with this method have come."
+        with self.changed: assert self.changed.wait_for(lambda: self.count(method) >= times, 120)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -58,16 +76,16 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args): pass
 
     def answer(self, status, headers, body, cut=None):
+        length = len(body)
         self.send_response_only(status)
         for k, v in headers:
+            if k.lower() == 'content-length' and self.command == 'HEAD': length = v
             if k.lower() not in ('content-length', 'connection', 'transfer-encoding'): self.send_header(k, v)
-        length = next((v for k, v in headers if k.lower() == 'content-length'), len(body)) if self.command == 'HEAD' else len(body)
         self.send_header('Content-Length', length)
         self.send_header('Connection', 'close')
         self.end_headers()
         if self.command != 'HEAD': self.wfile.write(body[:len(body)//2] if cut else body)
-        if cut == 'stalled': self.proxy.ending.wait(5)
-        self.close_connection = True
+        if cut == 'stalled': self.proxy.ending.wait()
 
     def forward(self, body):
         headers = {k: v for k, v in self.headers.items() if k.lower() not in ('expect', 'connection')}
@@ -77,17 +95,23 @@ class _Handler(BaseHTTPRequestHandler):
         return res.status, res.getheaders(), res.read()
 
     def handle_one(self):
+        self.close_connection = True
         kind = self.proxy.take(self.command, self.path)
-        if kind == 'hangup': self.close_connection = True; return
+        if kind == 'hangup': return
         body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
-        if kind in ANSWERS: return self.answer(ANSWERS[kind][0], [('Content-Type', 'application/xml')], ANSWERS[kind][1])
-        if kind == 'silent': self.proxy.ending.wait(5); self.close_connection = True; return
+        if kind in ANSWERS:
+            status, text = ANSWERS[kind]
+            return self.answer(status, [('Content-Type', 'application/xml')], text)
+        if kind == 'silent': return self.proxy.ending.wait()
         if kind == 'damaged_up': body = flipped(body)
-        if kind == 'cut_up': body = body[:len(body)//2]; self.headers.replace_header('Content-Length', str(len(body)))
+        if kind == 'cut_up':
+            body = body[:len(body)//2]
+            self.headers.replace_header('Content-Length', str(len(body)))
         md5 = self.headers.get('Content-MD5')
-        if self.proxy.checks_md5 and md5 and base64.b64encode(hashlib.md5(body).digest()).decode() != md5: return self.answer(400, [], error('BadDigest'))
+        if self.proxy.checks_md5 and md5 and base64.b64encode(hashlib.md5(body).digest()).decode() != md5:
+            return self.answer(400, [], error('BadDigest'))
         status, headers, got = self.forward(body)
-        if kind == 'lost_answer': self.close_connection = True; return
+        if kind == 'lost_answer': return
         if kind == 'damaged_down': got = flipped(got)
         self.answer(status, headers, got, cut=kind if kind in ('short', 'stalled') else None)
 

@@ -3,7 +3,8 @@ import json
 from functools import lru_cache
 from pathlib import Path
 from zlib import crc32
-import numpy as np, torch
+import numpy as np
+import torch
 
 SEED = 20211206
 DATA = Path(__file__).parent/'data'
@@ -32,7 +33,8 @@ def recorded_shapes(name):
 
 def _filled(key, value, seed):
     if not value.is_floating_point(): return torch.zeros_like(value)
-    w = np.random.default_rng([seed, crc32(key.encode())]).standard_normal(tuple(value.shape)).astype('float32')*np.float32(0.1)
+    generator = np.random.default_rng([seed, crc32(key.encode())])
+    w = generator.standard_normal(tuple(value.shape)).astype('float32')*np.float32(0.1)
     if key.endswith('running_var'): w = np.abs(w) + np.float32(0.5)
     return torch.from_numpy(w).to(value)
 

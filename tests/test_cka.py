@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from gnosis_nb.cka import StreamingCKA, cka_matrix, has_stages, linear_cka, stage_cka, stage_features, stages
 from gnosis_nb.models import ClassifierEnsemble, build_classifier
@@ -10,34 +11,45 @@ torch.set_num_threads(1)
 GEN = torch.Generator().manual_seed(0)
 
 
-def network(name, seed=0, channels=3, size=32, **options): return build_classifier(name, 10, channels, size, seed, **options)
+def network(name, seed=0, channels=3, size=32, **options):
+    return build_classifier(name, 10, channels, size, seed, **options)
 def images(n, channels=3, size=32): return torch.rand(n, channels, size, size, generator=GEN)
+def features(*sizes): return [torch.randn(96, p, generator=GEN, dtype=torch.double) + 2 for p in sizes]
 
 def test_streaming_cka_equals_an_independent_program():
     other = pytest.importorskip('cka')
-    X, Y = ([torch.randn(96, p, generator=GEN, dtype=torch.double) + 2 for p in sizes] for sizes in ((5, 40, 200), (7, 30)))
+    X, Y = features(5, 40, 200), features(7, 30)
     X[1] = X[1] + Y[1].repeat(1, 2)[:, :40]
     one = StreamingCKA(); one.update(X, Y)
-    expected = other.cka_from_features(X, Y)                                 # clamps at 0
+    expected = other.cka_from_features(X, Y) # clamps at 0
     assert torch.allclose(one.compute().clamp(min=0), expected, atol=1e-10) and expected.max() > .1
 
-    many, batches = StreamingCKA(), [[[o[i:i + 24] for o in side] for side in (X, Y)] for i in range(0, 96, 24)]
-    for batch in batches: many.update(*batch)
-    tables = [[torch.stack([o @ o.T for o in side]) for side in batch] for batch in batches]
-    xy, xx, yy = (sum(o) for o in zip(*(other.hsic(*o) for o in tables)))
+def test_cka_over_batches_equals_an_independent_program():
+    other, many, sums = pytest.importorskip('cka'), StreamingCKA(), []
+    X, Y = features(5, 40, 200), features(7, 30)
+    for i in range(0, 96, 24):
+        batch = [[layer[i:i + 24] for layer in side] for side in (X, Y)]
+        many.update(*batch)
+        sums.append(other.hsic(*(torch.stack([layer @ layer.T for layer in side]) for side in batch)))
+    xy, xx, yy = (sum(parts) for parts in zip(*sums))
     assert torch.allclose(many.compute(), xy/(xx[:, None]*yy).sqrt(), atol=1e-8, equal_nan=True)
 
 def test_matrix_equals_an_independent_program():
     other = pytest.importorskip('cka')
-    nets = [torch.nn.Sequential(torch.nn.Linear(6, 20), torch.nn.Tanh(), torch.nn.Linear(20, 9), torch.nn.Tanh(), torch.nn.Linear(9, 4)) for _ in range(2)]
+    def net(): return nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 9), nn.Tanh(), nn.Linear(9, 4))
+    nets = net(), net()
     x = torch.randn(64, 6, generator=GEN)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.zeros(64)), 16)
     expected, = other.compute_cka(*nets, loader, layers=['0', '2', '4'], device='cpu', progress=False)
     np.testing.assert_allclose(cka_matrix(*nets, loader).to_numpy(), expected.numpy(), atol=1e-4)
 
 @pytest.mark.parametrize('name, options, size, channels, count', [
-    ('preresnet', dict(depth=8), 16, 3, 3), ('preresnet', dict(depth=14, norm='layer'), 16, 3, 3), ('preresnet', dict(depth=8, skip_connections=False), 16, 3, 3),
-    ('vgg', dict(depth=11), 32, 3, 5), ('vgg', dict(depth=11, batch_norm=True), 32, 3, 5), ('lenet', {}, 28, 1, 2)])
+    ('preresnet', dict(depth=8), 16, 3, 3),
+    ('preresnet', dict(depth=14, norm='layer'), 16, 3, 3),
+    ('preresnet', dict(depth=8, skip_connections=False), 16, 3, 3),
+    ('vgg', dict(depth=11), 32, 3, 5),
+    ('vgg', dict(depth=11, batch_norm=True), 32, 3, 5),
+    ('lenet', {}, 28, 1, 2)])
 def test_stages_of_images(name, options, size, channels, count):
     net, x = network(name, 0, channels, size, **options), images(6, channels, size)
     feats = stage_features(net, x)
@@ -45,21 +57,25 @@ def test_stages_of_images(name, options, size, channels, count):
     if hasattr(net, 'preacts'):
         with torch.no_grad(): expected = [a.mean((2, 3)) for a in net.eval().preacts(x)]
         assert all(torch.allclose(f, e, atol=1e-5) for f, e in zip(feats, expected))
-    assert stage_cka(net, ClassifierEnsemble(net, network(name, 1, channels, size, **options)), [x]) == pytest.approx([1.]*count, abs=1e-6)
+    ensemble = ClassifierEnsemble(net, network(name, 1, channels, size, **options))
+    assert stage_cka(net, ensemble, [x]) == pytest.approx([1.]*count, abs=1e-6)
 
-def test_networks_of_different_depth_have_stages_in_common_and_those_of_another_kind_do_not():
-    shallow, deep, vgg = network('preresnet', 0, depth=8), network('preresnet', 1, depth=14), network('vgg', 2, depth=11)
-    x = images(12)
+def test_networks_of_different_depth_have_stages_in_common():
+    shallow, deep, x = network('preresnet', 0, depth=8), network('preresnet', 1, depth=14), images(12)
     values = stage_cka(shallow, ClassifierEnsemble(deep, shallow), x.split(4))
     expected = [linear_cka(a, b) for a, b in zip(stage_features(shallow, x), stage_features(deep, x))]
     assert len(values) == 3 and values == pytest.approx(expected, abs=1e-6)
-    assert stage_cka(shallow, vgg, [x]) == []
-    matrix = cka_matrix(shallow, vgg, x.split(6))                            # but every layer can be compared with every other
-    assert matrix.shape == (len([o for o in shallow.modules() if isinstance(o, (torch.nn.Conv2d, torch.nn.Linear))]), 8 + 3)
-    assert not any(m._forward_hooks for net in (shallow, deep, vgg) for m in net.modules())
+
+def test_networks_of_another_kind_have_no_stages_in_common_but_layers():
+    nets, x = (network('preresnet', depth=8), network('vgg', 2, depth=11)), images(12)
+    assert stage_cka(*nets, [x]) == []
+    layers = [sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in net.modules()) for net in nets]
+    assert cka_matrix(*nets, x.split(6)).shape == tuple(layers) and layers[1] == 8 + 3
+    assert not any(m._forward_hooks for net in nets for m in net.modules())
 
 def test_an_lstm_is_compared_at_its_final_states():
-    nets = [build_classifier('lstm', 2, seed=seed, num_words=30, embedding_size=8, lstm_cell_size=5) for seed in (0, 1)]
+    options = dict(num_words=30, embedding_size=8, lstm_cell_size=5)
+    nets = [build_classifier('lstm', 2, seed=seed, **options) for seed in (0, 1)]
     lengths = torch.randint(1, 12, (20,), generator=GEN)
     x = torch.cat([lengths[None], torch.randint(30, (11, 20), generator=GEN)])
     assert not has_stages(nets[0]) and stage_cka(*nets, [x]) == []
@@ -67,8 +83,10 @@ def test_an_lstm_is_compared_at_its_final_states():
     value, = stage_cka(*nets, [x], layers=['linear:input'])
     assert 0 < value < 1
     assert list(cka_matrix(*nets, [x]).index) == ['linear']
-    with pytest.raises(ValueError, match="'lstm' is not called by LSTMClassifier"): stage_features(nets[0], x, ['lstm'])
-    with pytest.raises(ValueError, match="'embed' has 11 rows for 20 examples"): stage_features(nets[0], x, ['embed'])
+    with pytest.raises(ValueError, match="layers='lstm': expected a layer that LSTMClassifier calls"):
+        stage_features(nets[0], x, ['lstm'])
+    with pytest.raises(ValueError, match="layers='embed': expected a row for each of 20 examples, found 11"):
+        stage_features(nets[0], x, ['embed'])
 
 def test_compiled_forward_of_a_learner_does_not_hide_the_layers():
     net, x = network('preresnet', 0, depth=8, size=16), images(5, size=16)

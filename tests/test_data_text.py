@@ -1,4 +1,4 @@
-"IMDB in its official layout: the archive, a folder that is there, what is missing; words and numbers as torchtext has them."
+"IMDB in its official layout: archive, folder, nothing; words and numbers as torchtext has them."
 import json
 import tarfile
 from pathlib import Path
@@ -8,12 +8,14 @@ import pytest
 
 import gnosis_nb.data.text as text
 from fakes import fake_imdb, md5
-from gnosis_nb.data.text import basic_english, encode_texts, imdb, load_text
+from gnosis_nb.data.text import imdb, load_text
+from gnosis_nb.data.words import basic_english, encode_texts
 from gnosis_nb.data.folder import DataNotFound
 
 RECORDED = json.loads((Path(__file__).parent/'data'/'torchtext.json').read_text(encoding='utf-8'))
 SETS = Path(__file__).parent.parent/'data/datasets'
-REVIEWS = next((o for o in (SETS/'imdb/aclImdb/train', SETS/'aclImdb/train') if o.is_dir()), SETS/'aclImdb/train')
+PLACES = SETS/'imdb/aclImdb/train', SETS/'aclImdb/train'
+REVIEWS = next((o for o in PLACES if o.is_dir()), PLACES[-1])
 
 
 def archive(root, reviews, monkeypatch):
@@ -28,7 +30,8 @@ def archive(root, reviews, monkeypatch):
 def reviews(tmp_path, monkeypatch): return fake_imdb(tmp_path/'there'/'aclImdb', monkeypatch)
 
 def test_a_folder_that_is_there(reviews, tmp_path):
-    bits = {imdb(o, min_freq=2).train.fingerprint() for o in (reviews, reviews.parent, reviews.parent/'imdb', str(reviews))}
+    roots = reviews, reviews.parent, reviews.parent/'imdb', str(reviews)
+    bits = {imdb(o, min_freq=2).train.fingerprint() for o in roots}
     assert len(bits) == 1
     sets = imdb(reviews, min_freq=1, max_len=None)
     assert sets.train.targets.tolist() == [0]*20 + [1]*20 and sets.train.classes == ['neg', 'pos']
@@ -39,19 +42,21 @@ def test_the_archive_is_unpacked_after_its_checksum_has_been_verified(reviews, t
     file = archive(tmp_path/'imdb', reviews, monkeypatch)
     sets = imdb(tmp_path/'imdb', download=False, min_freq=1)                 # nothing has to be fetched
     assert sets.train.fingerprint() == imdb(reviews, min_freq=1).train.fingerprint()
-    (tmp_path/'imdb'/'aclImdb'/'test'/'pos'/'0_8.txt').unlink()              # a folder that is not whole is unpacked again
+    (tmp_path/'imdb'/'aclImdb'/'test'/'pos'/'0_8.txt').unlink()  # not whole: unpacked again
     assert imdb(tmp_path/'imdb', min_freq=1).test.fingerprint() == sets.test.fingerprint()
     file.write_bytes(file.read_bytes()[:-9])
     (tmp_path/'imdb'/'aclImdb'/'test'/'pos'/'0_8.txt').unlink()
     for download in (False, True):
-        with pytest.raises(DataNotFound, match='IMDB is missing or damaged') as e: imdb(tmp_path/'imdb', download=download)
+        with pytest.raises(DataNotFound, match='IMDB is missing or damaged') as e:
+            imdb(tmp_path/'imdb', download=download)
         assert '\n' not in str(e.value) and '19 files in' in str(e.value)
 
 @pytest.mark.parametrize('download', [True, False])
 def test_what_is_missing_is_one_sentence(tmp_path, download):
     with pytest.raises(DataNotFound) as e: imdb(tmp_path/'imdb', download=download)
     message = str(e.value)
-    assert '\n' not in message and f"{tmp_path/'imdb'/'aclImdb'}, {tmp_path/'imdb'}, {tmp_path/'aclImdb'}" in message
+    assert '\n' not in message
+    assert f"{tmp_path/'imdb'/'aclImdb'}, {tmp_path/'imdb'}, {tmp_path/'aclImdb'}" in message
     assert ('the download failed' in message) == download and text.IMDB_URL in message
 
 def test_a_folder_that_cannot_be_written_to_is_encoded_each_time(reviews, monkeypatch):
@@ -86,5 +91,6 @@ def test_reviews_on_record():
         assert each[o['file']].tolist()[:len(o['ids'])] == o['ids']
 
 def test_sources_by_name(reviews):
-    assert load_text('imdb', reviews, min_freq=3).train.fingerprint() == imdb(reviews, min_freq=3).train.fingerprint()
+    by_name = load_text('imdb', reviews, min_freq=3)
+    assert by_name.train.fingerprint() == imdb(reviews, min_freq=3).train.fingerprint()
     with pytest.raises(ValueError, match='expected one of imdb, sentences'): load_text('cifar10')

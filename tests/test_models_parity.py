@@ -1,6 +1,9 @@
 """State dicts and outputs of the networks against numbers recorded from the paper's implementation."""
-import pytest, torch
-from gnosis_nb.models import DCGANDiscriminator, DCGANGenerator, LeNet, LSTMClassifier, PreResNet, SNGANDiscriminator, SNGANGenerator, VGG
+import pytest
+import torch
+
+from gnosis_nb.models import (DCGANDiscriminator, DCGANGenerator, LeNet, LSTMClassifier, PreResNet,
+    SNGANDiscriminator, SNGANGenerator, VGG)
 from parity import fill_weights, recorded, recorded_shapes, rel_err, state_shapes
 
 TOL = 1e-4
@@ -17,7 +20,7 @@ MODELS = dict(
     sngan_generator_k64=(lambda: SNGANGenerator(k=64), 'z128'),
     dcgan_generator_ngf16=(lambda: DCGANGenerator(ngf=16), 'z100'),
     dcgan_discriminator_ndf16=(lambda: DCGANDiscriminator(ndf=16), 'x32'),
-    sngan_discriminator_k32=(lambda: SNGANDiscriminator(k=32), None)) # keys and shapes were recorded, outputs were not
+    sngan_discriminator_k32=(lambda: SNGANDiscriminator(k=32), None)) # no outputs were recorded
 
 def names(pick): return [n for n, (_, inp) in MODELS.items() if pick(n, inp)]
 
@@ -28,11 +31,13 @@ def test_state_dict(name):
 @pytest.mark.parametrize('name', names(lambda n, inp: inp))
 def test_output(name):
     build, inp = MODELS[name]
-    with torch.no_grad(): assert rel_err(fill_weights(build())(recorded(inp)), recorded(f'model/{name}')) < TOL
+    with torch.no_grad(): out = fill_weights(build())(recorded(inp))
+    assert rel_err(out, recorded(f'model/{name}')) < TOL
 
 @pytest.mark.parametrize('name', names(lambda n, inp: n.startswith('preresnet')))
 def test_preacts(name):
     build, inp = MODELS[name]
     with torch.no_grad(): stages = fill_weights(build()).preacts(recorded(inp))
     assert len(stages) == 3
-    for i, a in enumerate(stages): assert rel_err(a.mean((2, 3)), recorded(f'preact/{name}/{i}')) < TOL, f'stage {i}'
+    for i, a in enumerate(stages):
+        assert rel_err(a.mean((2, 3)), recorded(f'preact/{name}/{i}')) < TOL, f'stage {i}'

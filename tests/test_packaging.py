@@ -1,5 +1,8 @@
 "What people install: the wheel and the source distribution hold everything that runs."
-import subprocess,sys,tarfile,zipfile
+import subprocess
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,9 @@ def dist(tmp_path_factory):
 
 def test_the_wheel_has_every_module_and_setting(dist):
     names = set(zipfile.ZipFile(next(dist.glob('*.whl'))).namelist())
-    ours = {str(o.relative_to(ROOT)) for pattern in ('*.py', '*.yaml') for o in (ROOT/'gnosis_nb').rglob(pattern)}
-    assert len([o for o in ours if o.endswith('.yaml')]) >= 20 and ours <= names
+    files = [o for o in (ROOT/'gnosis_nb').rglob('*') if o.suffix in ('.py', '.yaml', '.csv')]
+    assert len([o for o in files if o.suffix == '.yaml']) >= 20
+    assert {str(o.relative_to(ROOT)) for o in files} <= names
 
 def test_the_source_distribution_has_the_requirements(dist):
     names = {o.split('/', 1)[1] for o in tarfile.open(next(dist.glob('*.tar.gz'))).getnames() if '/' in o}
@@ -25,8 +29,13 @@ def test_the_source_distribution_has_the_requirements(dist):
 
 def test_the_command_finds_its_settings_in_the_wheel(dist, tmp_path):
     zipfile.ZipFile(next(dist.glob('*.whl'))).extractall(tmp_path/'site')
-    code = f"import sys; sys.path.insert(0, {str(tmp_path/'site')!r}); import gnosis_nb, gnosis_nb.cli as c; print(gnosis_nb.__file__); c.image_classification()"
-    res = subprocess.run([sys.executable, '-c', code, 'dataset=digits', 'trainer.num_epochs=1', 'trainer.distill_teacher=false', 'device=cpu'],
-                         cwd=tmp_path, capture_output=True, text=True)
+    code = f'''
+import sys; sys.path.insert(0, {str(tmp_path/'site')!r})
+import gnosis_nb, gnosis_nb.cli
+print(gnosis_nb.__file__); gnosis_nb.cli.image_classification()
+'''
+    settings = ['+experiment=digits', 'trainer.num_epochs=1', 'trainer.distill_teacher=false', 'device=cpu']
+    command = [sys.executable, '-c', code, *settings]
+    res = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert res.returncode == 0 and res.stdout.startswith(str(tmp_path/'site'))
     assert len(list((tmp_path/'data/experiments').rglob('teacher_0.safetensors'))) == 1

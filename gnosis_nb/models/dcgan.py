@@ -11,23 +11,25 @@ from torch import nn
 
 from .sngan import noise_like
 
-# %% ../../nbs/16_models.dcgan.ipynb #32f4ec32
+# %% ../../nbs/16_models.dcgan.ipynb #d9910510
 def _dcgan_init(net):
-    "Initialise convolutions and batch norms in place and return the network."
+    "Initialise convolutions and batch norms in place."
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)): nn.init.normal_(m.weight, 0., .02)
-        elif isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight, 1., .02); nn.init.zeros_(m.bias)
-    return net
+        if not isinstance(m, nn.BatchNorm2d): continue
+        nn.init.normal_(m.weight, 1., .02)
+        nn.init.zeros_(m.bias)
 
-# %% ../../nbs/16_models.dcgan.ipynb #d8bc2ea6
 def _last_kernel(name, size):
-    "Kernel, stride and padding of the layer next to the pixels: 32 pixels need no further change of resolution, 64 do."
-    if size not in (32, 64): raise ValueError(f"{name}={size}: expected 32 or 64 pixels")
+    "Kernel, stride and padding of the layer next to the pixels, which halves 64 pixels and keeps 32."
+    if size not in (32, 64): raise ValueError(f'{name}={size}: expected 32 or 64 pixels')
     return (1, 1, 0) if size == 32 else (4, 2, 1)
 
-# %% ../../nbs/16_models.dcgan.ipynb #d9910510
 class DCGANGenerator(nn.Sequential):
-    "DCGAN generator (Radford et al. 2016); noise `[n, nz]` or `[n, nz, 1, 1]` to images `[n, nc, output_dim, output_dim]` in [-1, 1]."
+    """DCGAN generator. (Radford et al. 2016)
+
+    Noise `[n, nz]` or `[n, nz, 1, 1]` to images `[n, nc, output_dim, output_dim]` in [-1, 1]. Raises
+    `ValueError` for another size than 32 or 64 pixels."""
     def __init__(self,
         nc:int=3, # image channels
         nz:int=100, # dimension of the noise
@@ -36,8 +38,10 @@ class DCGANGenerator(nn.Sequential):
     ):
         widths, layers = [8*ngf, 4*ngf, 2*ngf, ngf], []
         for n_in, n_out, (stride, padding) in zip([nz, *widths], widths, [(1, 0)] + [(2, 1)]*3):
-            layers += [nn.ConvTranspose2d(n_in, n_out, 4, stride, padding, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
-        super().__init__(*layers, nn.ConvTranspose2d(ngf, nc, *_last_kernel('output_dim', output_dim), bias=False), nn.Tanh())
+            conv = nn.ConvTranspose2d(n_in, n_out, 4, stride, padding, bias=False)
+            layers += [conv, nn.BatchNorm2d(n_out), nn.ReLU()]
+        last = nn.ConvTranspose2d(ngf, nc, *_last_kernel('output_dim', output_dim), bias=False)
+        super().__init__(*layers, last, nn.Tanh())
         self.z_dim = nz
         _dcgan_init(self)
 
@@ -45,25 +49,33 @@ class DCGANGenerator(nn.Sequential):
 
     def sample(self,
         n:int, # number of images
-        generator:torch.Generator|None=None, # source of the noise, on any device; None is the global one of the model's device
+        generator:torch.Generator|None=None, # source of the noise, on any device; None: the global one
     ) -> torch.Tensor: # images `[n, nc, output_dim, output_dim]` in [-1, 1]
-        "Images of fresh Gaussian noise, on the model's device, in its present mode, with gradients unless the caller disables them."
+        "Images of fresh Gaussian noise, on the model's device and in its present mode."
         return self(noise_like(self[0].weight, n, self.z_dim, generator))
 
 # %% ../../nbs/16_models.dcgan.ipynb #87c30177
 class DCGANDiscriminator(nn.Sequential):
-    "DCGAN discriminator (Radford et al. 2016); images `[n, nc, input_size, input_size]` in [-1, 1] to probabilities of being real `[n]`."
+    """DCGAN discriminator. (Radford et al. 2016)
+
+    Images `[n, nc, input_size, input_size]` in [-1, 1] to probabilities of being real `[n]`. Raises
+    `ValueError` for another size than 32 or 64 pixels."""
     def __init__(self,
         input_size:int=32, # pixels, 32 or 64
         nc:int=3, # image channels
         ndf:int=64, # filters of the stage of the highest resolution
     ):
-        layers = [nn.Conv2d(nc, ndf, *_last_kernel('input_size', input_size), bias=False), nn.LeakyReLU(.2)]
-        for k in (1, 2, 4): layers += [nn.Conv2d(k*ndf, 2*k*ndf, 4, 2, 1, bias=False), nn.BatchNorm2d(2*k*ndf), nn.LeakyReLU(.2)]
+        first = nn.Conv2d(nc, ndf, *_last_kernel('input_size', input_size), bias=False)
+        layers = [first, nn.LeakyReLU(.2)]
+        for n in (ndf, 2*ndf, 4*ndf):
+            layers += [nn.Conv2d(n, 2*n, 4, 2, 1, bias=False), nn.BatchNorm2d(2*n), nn.LeakyReLU(.2)]
         super().__init__(*layers, nn.Conv2d(8*ndf, 1, 4, bias=False))
         _dcgan_init(self)
 
-    def logits(self, x):
-        "Log-odds of being real `[n]`."
+    def logits(self,
+        x:torch.Tensor, # images `[n, nc, input_size, input_size]` in [-1, 1]
+    ) -> torch.Tensor: # `[n]`
+        "Log-odds of being real."
         return super().forward(x).flatten()
+
     def forward(self, x): return self.logits(x).sigmoid()

@@ -11,14 +11,17 @@ from torch import nn
 
 # %% ../../nbs/14_models.ensemble.ipynb #a8b6bebf
 class ClassifierEnsemble(nn.Module):
-    "The stacked logits of several classifiers: images `[batch, ...]` to `[batch, m, classes]`."
+    """The stacked logits of several classifiers: inputs `[batch, …]` to `[batch, m, classes]`.
+
+    Raises `ValueError` without a classifier, `TypeError` for anything that is no module."""
     def __init__(self,
-        *models:nn.Module, # m ≥ 1 classifiers of the same classes, each from images to logits `[batch, classes]`
+        *models:nn.Module, # m ≥ 1 classifiers of the same classes, each to logits `[batch, classes]`
     ):
         super().__init__()
         if not models: raise ValueError('models=(): expected at least one classifier')
         for m in models:
-            if not isinstance(m, nn.Module): raise TypeError(f'models: expected torch modules, got {type(m).__name__}; unpack a list with *')
+            if isinstance(m, nn.Module): continue
+            raise TypeError(f'models: expected torch modules, not a {type(m).__name__}; unpack a list with *')
         self.models = nn.ModuleList(models)
 
     def __len__(self): return len(self.models)

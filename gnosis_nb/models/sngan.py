@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm, spectral_norm
 
-# %% ../../nbs/15_models.sngan.ipynb #e77c048e
+# %% ../../nbs/15_models.sngan.ipynb #ef758e70
 def _xavier(layer):
     "Initialise a convolution or linear layer in place and return it."
     gain = 2**.5 if getattr(layer, 'kernel_size', None) == (1, 1) else 1.
@@ -18,7 +18,6 @@ def _xavier(layer):
     nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../../nbs/15_models.sngan.ipynb #ef758e70
 class _UpBlock(nn.Module):
     "Pre-activation residual block from `[batch, k, size, size]` to twice the size."
     def __init__(self, k):
@@ -30,19 +29,21 @@ class _UpBlock(nn.Module):
 
     def forward(self, x): return self.bypass(x) + self.model(x)
 
-# %% ../../nbs/15_models.sngan.ipynb #f9e50461
+# %% ../../nbs/15_models.sngan.ipynb #71448574
 def noise_like(
     w:torch.Tensor, # a weight, for device and dtype
     n:int, # rows
     z_dim:int, # columns
-    generator:torch.Generator|None=None, # source of the numbers, on any device; None is the global one of the weight's device
+    generator:torch.Generator|None=None, # source of the numbers, on any device; None: the global one
 ) -> torch.Tensor: # Gaussian noise [n, z_dim]
-    "The noise that a generator makes images of."
-    return torch.randn(n, z_dim, generator=generator, device=w.device if generator is None else generator.device).to(w)
+    "The noise that a generator turns into images."
+    device = w.device if generator is None else generator.device
+    return torch.randn(n, z_dim, generator=generator, device=device).to(w)
 
-# %% ../../nbs/15_models.sngan.ipynb #71448574
 class SNGANGenerator(nn.Module):
-    "Residual SN-GAN generator (Miyato et al. 2018); noise `[n, z_dim]` to images `[n, img_channels, 32, 32]` in [-1, 1]."
+    """Residual SN-GAN generator. (Miyato et al. 2018)
+
+    Noise `[n, z_dim]` to images `[n, img_channels, 32, 32]` in [-1, 1]."""
     def __init__(self,
         z_dim:int=128, # dimension of the noise
         img_channels:int=3, # image channels
@@ -59,18 +60,20 @@ class SNGANGenerator(nn.Module):
 
     def sample(self,
         n:int, # number of images
-        generator:torch.Generator|None=None, # source of the noise, on any device; None is the global one of the model's device
+        generator:torch.Generator|None=None, # source of the noise, on any device; None: the global one
     ) -> torch.Tensor: # images `[n, img_channels, 32, 32]` in [-1, 1]
-        "Images of fresh Gaussian noise, on the model's device, in its present mode, with gradients unless the caller disables them."
+        "Images of fresh Gaussian noise, on the model's device and in its present mode."
         return self(noise_like(self.model[0].weight, n, self.z_dim, generator))
 
 # %% ../../nbs/15_models.sngan.ipynb #684f7343
 class _FullPrecisionNorm(SpectralNorm):
     "Power iteration in the precision of the weights, also where convolutions are computed in bf16."
     def compute_weight(self, module, do_power_iteration):
-        with torch.autocast(getattr(module, self.name + '_orig').device.type, enabled=False): return super().compute_weight(module, do_power_iteration)
+        device = getattr(module, f'{self.name}_orig').device.type
+        with torch.autocast(device, enabled=False): return super().compute_weight(module, do_power_iteration)
 
 def _sn(layer):
+    "Initialise a layer in place, put it under spectral normalisation, and return it."
     spectral_norm(_xavier(layer))
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, SpectralNorm): hook.__class__ = _FullPrecisionNorm
@@ -78,19 +81,21 @@ def _sn(layer):
 
 # %% ../../nbs/15_models.sngan.ipynb #ca454cf2
 class _DownBlock(nn.Module):
-    "Residual block with spectral norm; `down` halves the resolution, `stem` marks the block that reads pixels."
+    "Residual block with spectral norm; `down` halves the resolution, a `stem` reads pixels."
     def __init__(self, n_in, k, down, stem=False):
         super().__init__()
         self.pool = nn.AvgPool2d(2) if down else nn.Identity()
-        self.model = nn.Sequential(*[nn.ReLU()]*(not stem),
+        first = [] if stem else [nn.ReLU()]
+        self.model = nn.Sequential(*first,
             _sn(nn.Conv2d(n_in, k, 3, padding=1)), nn.ReLU(), _sn(nn.Conv2d(k, k, 3, padding=1)), self.pool)
         self.bypass = _sn(nn.Conv2d(n_in, k, 1)) if stem else nn.Identity()
 
     def forward(self, x): return self.bypass(self.pool(x)) + self.model(x)
 
-# %% ../../nbs/15_models.sngan.ipynb #5ccd787d
 class SNGANDiscriminator(nn.Module):
-    "Residual SN-GAN discriminator (Miyato et al. 2018); images `[n, img_channels, 32, 32]` in [-1, 1] to unbounded scores `[n, 1]`."
+    """Residual SN-GAN discriminator. (Miyato et al. 2018)
+
+    Images `[n, img_channels, 32, 32]` in [-1, 1] to unbounded scores `[n, 1]`."""
     def __init__(self,
         img_channels:int=3, # image channels
         k:int=128, # filters of every stage

@@ -1,0 +1,46 @@
+"What a stranger reads first is short, and its two examples run as they are written, in an empty folder."
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT/'README.md').read_text(encoding='utf-8')
+
+def example(language, text):
+    "The block of this language that contains `text`."
+    blocks = re.findall(r'^```(\w*)\n(.*?)^```', README, flags=re.M | re.S)
+    return next(block for kind, block in blocks if kind == language and text in block)
+
+def run(command, folder):
+    "Standard output of a command in `folder`, on one thread, with this interpreter's scripts and package."
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT),
+           'PATH': f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    out = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert out.returncode == 0, out.stderr[-2000:]
+    return out.stdout
+
+
+def test_is_short(): assert len(README.split()) <= 900
+
+def test_python_example_gives_the_table_below_it(tmp_path):
+    table = run([sys.executable, '-c', example('python', 'fidelity_report')], tmp_path).splitlines()[-3:]
+    shown = re.search(r'^ {4}( *accuracy.*)\n {4}(teacher.*)\n {4}(student.*)$', README, flags=re.M).groups()
+    assert [o.split()[0] for o in table] == [o.split()[0] for o in shown]
+    measured, printed = ([float(o) for o in rows[2].split()[1:]] for rows in (table, shown))
+    assert measured == pytest.approx(printed, abs=.1)                    # other machines, other bits
+
+def test_command_writes_the_table_and_what_the_text_says(tmp_path):
+    command = example('', 'teacher.independent=true').strip()
+    run(['bash', '-c', f'{command} trainer.num_epochs=2'], tmp_path)     # as written, but shorter
+    found, = tmp_path.glob('demo/**/fidelity.csv')
+    table = pd.read_csv(found, index_col=0)
+    assert table.agreement['teacher'] == 1 and table.kl['teacher'] < 1e-6
+    assert {'student', 'independent student', 'teacher_0', 'teacher_1', 'teacher_2'} <= set(table.index)
+    files = {o.name for o in found.parent.iterdir()}
+    expected = {'fidelity_statistics.csv', 'student_train_metrics.csv', 'student.safetensors', 'config.yaml'}
+    assert expected <= files

@@ -1,0 +1,294 @@
+"Settings: the paper's commands compose as written, files and types agree, and what is wrong is one line that names the key."
+import os
+import re
+import subprocess
+import sys
+from dataclasses import is_dataclass
+from functools import cache
+from importlib.resources import files
+from types import UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
+
+import hydra
+import pytest
+import yaml
+from experiments import ROOT
+from hypothesis import given, settings, strategies as st
+from omegaconf import OmegaConf
+
+from gnosis_nb.cli import COMMANDS, compose, compose_sweep, help_page
+from gnosis_nb.data.blocks import POLICIES, POLICY_OPTIONS
+from gnosis_nb.schema import ConfigError, as_dict, read_group, setting_names
+
+CONFIG = files('gnosis_nb')/'config'
+FILES = sorted(CONFIG.rglob('*.yaml'))
+IMAGES, TEXTS, GANS = COMMANDS
+
+
+def get(cfg, key):
+    "The setting called `key`, with dots."
+    for name in key.split('.'): cfg = getattr(cfg, name)
+    return cfg
+
+def values(cfg, keys): return {key: get(cfg, key) for key in keys}
+def name_of(path): return path.relative_to(CONFIG).with_suffix('').as_posix()
+
+
+# The commands that have to work as they are written
+
+DEFAULTS = {
+    IMAGES: {
+        'dataset.name': 'cifar100', 'dataset.subsample.ratio': 1., 'dataset.shuffle_train_targets.enabled': False,
+        'classifier.name': 'preresnet', 'classifier.depth': 20, 'classifier.skip_connections': True,
+        'density_model.name': 'sngan', 'density_model.z_dim': 128, 'density_model.generator.k': 256,
+        'density_model.discriminator.k': 128, 'loss.name': 'ts_fwd_cross_ent', 'loss.alpha': 0., 'logger.name': 'local',
+        'augmentation.transforms_list': ['crop', 'horizontal_flip'], 'augmentation.normalization': 'unitcube',
+        'teacher.name': 'preresnet', 'teacher.depth': 20, 'teacher.num_components': 1, 'teacher.use_ckpts': True,
+        'teacher.ckpt_init.type': None, 'trainer.num_epochs': 300, 'trainer.eval_period': 10, 'trainer.eval_dataset': 'test',
+        'trainer.optimizer.name': 'SGD', 'trainer.optimizer.lr': .05, 'trainer.optimizer.weight_decay': 1e-4,
+        'trainer.optimizer.momentum': .9, 'trainer.optimizer.nesterov': True, 'trainer.lr_scheduler.eta_min': 1e-6,
+        'trainer.distill_teacher': True, 'trainer.freeze_bn': False, 'dataloader.batch_size': 128, 'dataloader.shuffle': True,
+        'distill_loader.splits': [0], 'distill_loader.temp': 4., 'distill_loader.mixup_alpha': 0.,
+        'distill_loader.mixup_portion': 1., 'distill_loader.synth_ratio': 0., 'trial_id': 0, 'seed': 0},
+    TEXTS: {
+        'dataset.name': 'imdb', 'dataset.min_freq': 10, 'dataset.max_len': 100, 'classifier.name': 'lstm',
+        'classifier.embedding_size': 128, 'classifier.lstm_cell_size': 100, 'classifier.depth': 1,
+        'classifier.bidirectional': True, 'trainer.num_epochs': 100, 'dataloader.batch_size': 10, 'distill_loader.temp': 1.},
+    GANS: {
+        'dataset.name': 'cifar100', 'trainer.num_gen_updates': 100_000, 'trainer.gen_update_period': 5,
+        'trainer.disc_update_period': 1, 'trainer.eval_period': 1000, 'trainer.num_eval_samples': 5000,
+        'trainer.checkpoint_period': 10_000, 'trainer.optimizer.name': 'Adam', 'trainer.optimizer.lr': 2e-4,
+        'trainer.optimizer.betas': [0., .9], 'trainer.lr_decay.min_lr': 1e-6, 'trainer.lr_decay.start': 0,
+        'trainer.lr_decay.stop': 100_000}}
+
+S3 = 'ckpt_store=s3 s3_bucket=B teacher.ckpt_path=R density_model.ckpt_path=R'
+WRITTEN = [
+    (IMAGES, 'trial_id=0,1,2 teacher.use_ckpts=False classifier.depth=20 trainer.num_epochs=200 trainer.optimizer.lr=0.1 '
+     'trainer.lr_scheduler.eta_min=0. trainer.distill_teacher=False dataloader.batch_size=256', {
+         'teacher.use_ckpts': False, 'trainer.num_epochs': 200, 'trainer.optimizer.lr': .1, 'trainer.lr_scheduler.eta_min': 0.,
+         'trainer.distill_teacher': False, 'dataloader.batch_size': 256}),
+    (IMAGES, 'trial_id=0,1,2 exp_name=student_resnet_baseline_results', {'exp_name': 'student_resnet_baseline_results'}),
+    (IMAGES, 'trial_id=0,1,2 exp_name=student_resnet_mixup_results distill_loader.mixup_alpha=1.', {
+        'exp_name': 'student_resnet_mixup_results', 'distill_loader.mixup_alpha': 1.}),
+    (IMAGES, 'trial_id=0,1,2 exp_name=student_resnet_synth-aug_results distill_loader.synth_ratio=0.2', {
+        'exp_name': 'student_resnet_synth-aug_results', 'distill_loader.synth_ratio': .2}),
+    (IMAGES, S3, {
+        'ckpt_store': 's3', 's3_bucket': 'B', 'teacher.ckpt_path': 'R', 'density_model.ckpt_path': 'R'}),
+    (TEXTS, 'teacher.use_ckpts=False trainer.distill_teacher=False trial_id=0,1,2', {
+        'teacher.use_ckpts': False, 'trainer.distill_teacher': False}),
+    (TEXTS, 'trial_id=0,1,2 exp_name=student_lstm_baseline_results', {'exp_name': 'student_lstm_baseline_results'}),
+    (GANS, '', {})]
+
+@pytest.mark.parametrize('more', ['', 'logger=s3 logger.bucket_name=B'])
+@pytest.mark.parametrize('command, line, wanted', WRITTEN)
+def test_commands_compose_as_written(command, line, wanted, more):
+    jobs = [cfg for _, cfg in compose_sweep(f'{line} {more}'.split(), command)]
+    trials = [0, 1, 2] if 'trial_id' in line else [0]
+    assert [(o.trial_id, o.seed) for o in jobs] == [(t, t) for t in trials]
+    wanted = {**DEFAULTS[command], **wanted, 'logger.name': 's3' if more else 'local'}
+    for t, cfg in zip(trials, jobs): assert values(cfg, wanted) == {**wanted, **{k: t for k in ('trial_id', 'seed') if k in wanted}}
+
+CHOICES = dict(
+    dataset={
+        'cifar10': {}, 'cifar100': {}, 'cifar100_svhn': {'num_svhn_data': 10_000, 'seed': 0}, 'cifar102': {'cifar10_fraction': 1.},
+        'emnist': {'split': 'byclass'}, 'mnist': {'num_data': 200, 'seed': 0}, 'tiny_imagenet': {'root_dir': None}},
+    classifier={'preresnet': {'depth': 20, 'skip_connections': True}, 'vgg': {'depth': 16, 'batch_norm': False}, 'lenet': {}},
+    density_model={'sngan': {'z_dim': 128}, 'dcgan': {'nz': 100, 'ngf': 64, 'ndf': 64}},
+    loss={
+        'ts_fwd_cross_ent': {'alpha': 0.}, 'ts_rev_cross_ent': {'alpha': 0.}, 'teacher_student_kl': {'alpha': 0.},
+        'ts_hard_cross_ent': {'alpha': .5, 'corruption_ratio': 0., 'mode': 'argmax'},
+        'ts_cvx_cross_ent': {'alpha': 0., 'beta': 1.}, 'symmetrized_kl': {}, 'averaged_symmetrized_kl': {}, 'brier': {'alpha': .5}})
+
+@pytest.mark.parametrize('group, choice', [(group, choice) for group in CHOICES for choice in CHOICES[group]])
+def test_groups_have_the_choices_of_the_original_program(group, choice):
+    made = getattr(compose([f'{group}={choice}']), group)
+    assert values(made, CHOICES[group][choice]) == CHOICES[group][choice]
+
+def test_the_papers_text_settings_are_one_override():
+    cfg = compose(['scale=text_paper'], TEXTS)
+    keys = ('name', 'lr', 'weight_decay', 'momentum', 'nesterov')
+    assert tuple(values(cfg.trainer.optimizer, keys).values()) == ('SGD', .01, 1e-3, .9, True)
+    assert (cfg.classifier.depth, cfg.classifier.lstm_cell_size, cfg.dataloader.batch_size) == (2, 70, 100)
+
+
+# Files and types
+
+@cache
+def composed(command, *overrides):
+    "Settings as Hydra has them, before they are typed; None where the command has no such settings."
+    with hydra.initialize_config_module('gnosis_nb.config', version_base='1.3'):
+        nested = OmegaConf.to_container(hydra.compose(command, list(overrides)), resolve=True)
+    try: read_group(COMMANDS[command], nested)
+    except ConfigError: return None
+    return nested
+
+def leaves(nested, prefix=''):
+    "Dotted keys of all that is set."
+    for key, value in nested.items():
+        if isinstance(value, dict) and value: yield from leaves(value, f'{prefix}{key}.')
+        else: yield f'{prefix}{key}'
+
+def choices(command):
+    "Each choice of each group that changes which keys there are, as overrides."
+    found = re.findall(r'^  (\w+)=(.*)$', help_page(command), re.M)
+    groups = {group: names.split(' | ') for group, names in found}
+    changing = ('dataset', 'classifier', 'density_model', 'loss', 'logger')
+    return [f'{group}={name}' for group in changing for name in groups.get(group, ())]
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_each_key_has_one_type(command):
+    names, found = setting_names(COMMANDS[command]), set()
+    for override in choices(command):
+        for key in leaves(composed(command, override) or {}):
+            types = [o for o in names if key == o or key.startswith(f'{o}.')]
+            assert len(types) == 1, (key, types)
+            found.update(types)
+    assert found == set(names)                                               # and each type is of a key that some file has
+
+@pytest.mark.parametrize('path', FILES, ids=name_of)
+def test_self_follows_what_a_file_extends(path):
+    "Values of a file override those of the files that it extends, and those of the groups it only starts from."
+    listed = (yaml.safe_load(path.read_text(encoding='utf-8')) or {}).get('defaults')
+    if listed is None: return
+    assert listed.count('_self_') == 1
+    where = listed.index('_self_')
+    extended, chosen = listed[:where], [o for o in listed[where + 1:] if not isinstance(o, str)]
+    assert extended and len(chosen) == len(listed) - where - 1, 'no file is extended after _self_'
+    def starts_from(entry): return next(iter(entry)) in ('augmentation', 'logger') or next(iter(entry)).startswith(('override /', '/'))
+    assert all(isinstance(o, str) or starts_from(o) for o in extended)
+
+def commented(path):
+    "Pairs of key and comment in a file."
+    lines = path.read_text(encoding='utf-8').splitlines()
+    return [(o[1], o[2]) for o in (re.match(r' *(\w+):.*? # (.*)$', line) for line in lines) if o]
+
+def page_with(path):
+    "The help page of the first command that a file is part of."
+    group, choice = path.parent.relative_to(CONFIG).as_posix(), path.stem
+    if group == '.': return help_page({'base': GANS, 'classification': TEXTS}.get(choice, choice))
+    if choice.startswith('_'): return help_page(TEXTS if choice == '_text' else IMAGES)
+    preset = group.split('/')[0] in ('experiment', 'optimizer')
+    override = f"{'+' if preset else ''}{name_of(path).replace('/', '=', 1)}"
+    return next(help_page(o, [override]) for o in (IMAGES, TEXTS, GANS) if composed(o, override))
+
+@pytest.mark.parametrize('path', [o for o in FILES if commented(o)], ids=name_of)
+def test_help_shows_each_key_with_its_comment(path):
+    page = page_with(path)
+    for key, comment in commented(path):
+        assert re.search(rf'^ *{key}:.* # {re.escape(comment)}$', page, re.M), (key, comment)
+
+# Presets had three values for three scales once; each scale has files of its own now
+@pytest.mark.parametrize('path', FILES, ids=name_of)
+def test_no_preset_has_values_for_other_scales(path): assert 'by_scale' not in path.read_text(encoding='utf-8')
+
+def test_policies_of_the_command_line_are_those_of_the_library():
+    defaults = as_dict(compose().distill_loader)
+    for name, policy in POLICIES.items():
+        cfg = compose([f'policy={name}'])
+        assert as_dict(cfg.distill_loader) == {**defaults, 'policy': name, **policy}
+        for key, wanted in POLICY_OPTIONS.items(): assert getattr(cfg.augmentation, key) == wanted
+    assert compose(['policy=mixup', 'distill_loader.mixup_alpha=0.5']).distill_loader.mixup_alpha == .5
+
+
+# Start-up
+
+PROGRAM = """import atexit, sys
+atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))
+from gnosis_nb.cli import image_classification
+image_classification()"""
+
+@pytest.mark.parametrize('argument, status, said', [
+    ('no_such_key=1', 1, ['error: no_such_key: unknown key']),
+    ('trainer.num_epochs=0', 1, ['error: trainer.num_epochs=0: expected a whole number > 0']),
+    ('--help', 0, [])])
+def test_settings_are_checked_before_torch_is_imported(tmp_path, argument, status, said):
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    p = subprocess.run([sys.executable, '-c', PROGRAM, argument], cwd=tmp_path, env=env, capture_output=True, text=True)
+    *lines, imported = p.stderr.splitlines()
+    assert (p.returncode, lines, imported) == (status, said, 'False')
+    assert ('num_epochs: 300' in p.stdout) == (argument == '--help') and not list(tmp_path.iterdir())
+
+
+# What is refused
+
+MANY = '99999999999999999999'
+REFUSED = [
+    (IMAGES, 'classifier.skip_connections=maybe', "classifier.skip_connections='maybe': expected true or false"),
+    (IMAGES, 'distill_loader.splits=[[0]]', 'distill_loader.splits=[[0]]: expected a list of splits'),
+    (IMAGES, 'distill_loader.splits=[]', 'distill_loader.splits=[]: expected a split of the training set, or images'),
+    (IMAGES, 'distill_loader.temp=true', 'distill_loader.temp=True: expected a number or a list, each a number'),
+    (IMAGES, 'distill_loader.extra=[svhn]', "distill_loader.extra=['svhn']: expected a list of data sets"),
+    (IMAGES, 'distill_loader.noise=2', 'distill_loader.noise=2: expected a number in [0, 1]'),
+    (IMAGES, 'distill_loader.noise=1 loss.alpha=0.5', 'loss.alpha=0.5 with distill_loader.splits=[0], distill_loader.noise=1.0: no image'),
+    (IMAGES, 'policy=mixup loss.alpha=0.5', 'loss.alpha=0.5 with distill_loader.mixup_alpha=1.0: mixed images have no label'),
+    (IMAGES, 'dataset=digits dataset.seed=abc', "dataset.seed='abc': expected a whole number"),
+    (IMAGES, f'dataset.subsample.seed={MANY}', f'dataset.subsample.seed={MANY}: expected a whole number in [0, 2**63)'),
+    (IMAGES, f'seed={MANY}', f'seed={MANY}: expected a whole number in [0, 2**63)'),
+    (IMAGES, 'trainer.optimizer.momentum=0', 'trainer.optimizer.nesterov=True: needs trainer.optimizer.momentum > 0'),
+    (IMAGES, 'trainer.optimizer.nesterov=false trainer.optimizer.momentum=0 teacher.trainer.nesterov=true',
+     'teacher.trainer.nesterov=True: needs trainer.optimizer.momentum > 0'),
+    (IMAGES, 'teacher.trainer.lr=1e-3 teacher.trainer.eta_min=.1', 'teacher.trainer: eta_min=0.1, expected at most'),
+    (IMAGES, 'loss=ts_hard_cross_ent loss.mode=foo', "loss.mode='foo': expected one of argmax, sample"),
+    (IMAGES, 'trainer.precision=fp16', "trainer.precision='fp16': expected one of auto, fp32, bf16"),
+    (IMAGES, 'trainer.channels_last=maybe', "trainer.channels_last='maybe': expected one of auto, true, false"),
+    (IMAGES, 'trainer.compile=2', 'trainer.compile=2: expected one of auto, true, false'),
+    (IMAGES, 'trainer.parallel_models=0', 'trainer.parallel_models=0: expected one of auto or a whole number > 0'),
+    (IMAGES, 'trainer.parallel_models=many', "trainer.parallel_models='many': expected one of auto or a whole number > 0"),
+    (IMAGES, 'trainer.teacher_cache=-1', 'trainer.teacher_cache=-1: expected a number >= 0'),
+    (IMAGES, 'dataset=imdb', "dataset.name='imdb': expected one of cifar10"),
+    (IMAGES, 'logger=s3', 'logger=s3: needs logger.bucket_name'),
+    (TEXTS, 'dataset=digits', "dataset.name='digits': expected one of imdb, sentences"),
+    (TEXTS, 'dataset.max_len=0', 'dataset.max_len=0: expected a whole number > 0 or null'),
+    (TEXTS, 'dataset.min_freq=many', "dataset.min_freq='many': expected a whole number > 0"),
+    (TEXTS, 'dataset=sentences dataset.noise=2', 'dataset.noise=2: expected a number in [0, 1]'),
+    (TEXTS, 'dataset.backend=spacy', "dataset.backend='spacy': expected one of auto, torchtext, builtin"),
+    (TEXTS, 'classifier.depth=0', 'classifier.depth=0: expected a whole number > 0'),
+    (TEXTS, 'classifier.bidirectional=2', 'classifier.bidirectional=2: expected true or false'),
+    (TEXTS, 'dataloader.bucket=2', 'dataloader.bucket=2: expected one of auto, true, false'),
+    (TEXTS, 'distill_loader.splits=[]', 'distill_loader.splits=[]: expected a split of the training set'),
+    (TEXTS, '+classifier.dropout=0.1', 'classifier.dropout: unknown key'),
+    (TEXTS, 'trainer.freeze_bn=true', 'trainer.freeze_bn: unknown key'),
+    (TEXTS, '+trainer.freeze_bn=true', 'trainer.freeze_bn: unknown key'),
+    (TEXTS, '+distill_loader.mixup_alpha=1.', 'distill_loader.mixup_alpha: unknown key'),
+    (TEXTS, '+dataset.statistics.mean=[0.5]', 'dataset.statistics: unknown key'),
+    (GANS, 'trainer.disc_update_period=7', 'trainer.disc_update_period=7: expected at most trainer.gen_update_period=5'),
+    (GANS, 'trainer.lr_decay.start=100000', 'trainer.lr_decay.start=100000: expected less than trainer.lr_decay.stop'),
+    (GANS, 'augmentation.normalization=zscore', 'augmentation.normalization=zscore: expected unitcube')]
+
+@pytest.mark.parametrize('command, line, message', REFUSED)
+def test_what_is_refused(command, line, message):
+    with pytest.raises(ConfigError) as e: compose(line.split(), command)
+    assert str(e.value).startswith(message) and '\n' not in str(e.value)
+
+def leaf_types(group, prefix=''):
+    "Dotted keys of settings that are made, with their annotations."
+    for key, kind in get_type_hints(type(group), include_extras=True).items():
+        if is_dataclass(kind): yield from leaf_types(getattr(group, key), f'{prefix}{key}.')
+        else: yield f'{prefix}{key}', kind
+
+def python_types(kind):
+    "Types of values that an annotation may accept."
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated: return python_types(args[0])
+    if origin is Literal: return set(map(type, args))
+    if origin in (Union, UnionType): return set().union(*map(python_types, args))
+    return {int, float} if kind is float else {origin or kind}
+
+SETTINGS = {command: compose([], command) for command in COMMANDS}
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2))
+
+@settings(max_examples=500, deadline=None)
+@given(st.data())
+def test_a_value_of_another_type_is_refused_by_its_key(data):
+    command = data.draw(st.sampled_from([*COMMANDS]))
+    key, kind = data.draw(st.sampled_from([*leaf_types(SETTINGS[command])]))
+    value = data.draw(VALUES.filter(lambda o: type(o) not in python_types(kind)))
+    nested = as_dict(SETTINGS[command])
+    *path, last = key.split('.')
+    node = nested
+    for name in path: node = node[name]
+    node[last] = value
+    with pytest.raises(ConfigError) as e: read_group(COMMANDS[command], nested)
+    assert str(e.value).startswith(f'{key}={value!r}: expected ')

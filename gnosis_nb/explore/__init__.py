@@ -1,4 +1,4 @@
-"""Panels to look at distillation with: single images, runs, planes of weights, a run while it trains, policies"""
+"""Panels to look at distillation with: images, runs, planes of weights, a run while it trains, policies"""
 from gnosis_nb.explore.live import LiveRun, LiveRuns, live_run, run_folder, run_state
 from gnosis_nb.explore.panel import Panel, Sheet, as_html, can_show, point_on, show
 from gnosis_nb.explore.policies import augmentation_viewer

@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 "What one needs in a notebook: `from gnosis_nb.all import *`."
 from .losses import *
 from .losses_beyond import *

@@ -1,9 +1,10 @@
 """Are the results of a change those of before, bit for bit?
 
-`python tests/bits.py FOLDER TABLE.json` does eight small experiments in FOLDER and writes SHA-256 of every final
-weight and table that they leave. `python tests/bits.py OTHER TABLE.json --check` does them again, in another folder,
-and says which differ. The same machine and number of threads give the same bits; another processor may not. So this
-is no test of the suite: run it before and after a change that must not change any result."""
+`python tests/bits.py FOLDER TABLE.json` does eight small experiments in FOLDER and writes SHA-256 of every
+final weight and table that they leave. `python tests/bits.py OTHER TABLE.json --check` does them again, in
+another folder, and says which differ. The same machine and number of threads give the same bits; another
+processor may not. So this is no test of the suite: run it before and after a change that must not change
+any result."""
 import hashlib, json, sys
 from pathlib import Path
 

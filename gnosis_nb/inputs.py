@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['shrink', 'load_sets', 'Inputs', 'evaluation_rows', 'student_batches', 'image_augmentation', 'ImageInputs',
-           'dataset_statistics', 'load_images', 'TextInputs', 'load_texts', 'load_inputs']
+           'dataset_statistics', 'TextInputs', 'load_inputs']
 
 # %% ../nbs/52_inputs.ipynb #bf8b5636
 from collections.abc import Callable
@@ -245,7 +245,7 @@ def _load_extra(key, entry, shape, download):
     options.pop('temp', None)
     with blame(key): return extra_part(load_vision(name, root, download, **options).train, shape, num, seed)
 
-def load_images(
+def _load_images(
     cfg:ImageClassification, # settings
 )->ImageInputs:
     "The images of an experiment, divided as its settings say, and the extra sets that the student is shown."
@@ -285,7 +285,7 @@ class TextInputs(Inputs):
         "Whole batches of texts."
         return TextLoader(examples, bucket=self.loading.bucket, device=device, **kwargs)
 
-def load_texts(
+def _load_texts(
     cfg:TextClassification, # settings
 )->TextInputs:
     "The texts of an experiment, divided as its settings say."
@@ -299,4 +299,4 @@ def load_inputs(
     cfg:Classification, # settings of images or of texts
 )->Inputs:
     "The examples of an experiment, and how batches of them are made."
-    return load_texts(cfg) if isinstance(cfg, TextClassification) else load_images(cfg)
+    return _load_texts(cfg) if isinstance(cfg, TextClassification) else _load_images(cfg)

@@ -133,29 +133,27 @@ def choices(command):
     found = re.findall(r'^  (\w+)=(.*)$', help_page(command), re.M)
     groups = {group: names.split(' | ') for group, names in found}
     changing = ('dataset', 'classifier', 'density_model', 'loss', 'logger')
-    return [f'{group}={name}' for group in changing for name in groups.get(group, ())]
+    chosen = [(f'{group}={name}',) for group in changing for name in groups.get(group, ()) if name != 's3']
+    return [*chosen, ('logger=s3', 'logger.bucket_name=B')]
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_each_key_has_one_type(command):
     names, found = setting_names(COMMANDS[command]), set()
-    for override in choices(command):
-        for key in leaves(composed(command, override) or {}):
+    for overrides in choices(command):
+        for key in leaves(composed(command, *overrides) or {}):
             types = [o for o in names if key == o or key.startswith(f'{o}.')]
             assert len(types) == 1, (key, types)
             found.update(types)
     assert found == set(names)                                               # and each type is of a key that some file has
 
 @pytest.mark.parametrize('path', FILES, ids=name_of)
-def test_self_follows_what_a_file_extends(path):
-    "Values of a file override those of the files that it extends, and those of the groups it only starts from."
-    listed = (yaml.safe_load(path.read_text(encoding='utf-8')) or {}).get('defaults')
-    if listed is None: return
-    assert listed.count('_self_') == 1
+def test_self_follows_directly_what_a_file_extends(path):
+    listed = (yaml.safe_load(path.read_text(encoding='utf-8')) or {}).get('defaults', ['_self_'])
     where = listed.index('_self_')
-    extended, chosen = listed[:where], [o for o in listed[where + 1:] if not isinstance(o, str)]
-    assert extended and len(chosen) == len(listed) - where - 1, 'no file is extended after _self_'
-    def starts_from(entry): return next(iter(entry)) in ('augmentation', 'logger') or next(iter(entry)).startswith(('override /', '/'))
-    assert all(isinstance(o, str) or starts_from(o) for o in extended)
+    extended, chosen = listed[:where], listed[where + 1:]
+    starting_points = ('augmentation', 'logger', '/optimizer', '/capacity')  # groups whose values the file itself changes
+    assert all(isinstance(o, str) or set(o) <= set(starting_points) for o in extended)
+    assert all(isinstance(o, dict) for o in chosen)                          # groups and what is chosen in place of others
 
 def commented(path):
     "Pairs of key and comment in a file."
@@ -167,9 +165,11 @@ def page_with(path):
     group, choice = path.parent.relative_to(CONFIG).as_posix(), path.stem
     if group == '.': return help_page({'base': GANS, 'classification': TEXTS}.get(choice, choice))
     if choice.startswith('_'): return help_page(TEXTS if choice == '_text' else IMAGES)
-    preset = group.split('/')[0] in ('experiment', 'optimizer')
+    preset = group.split('/')[0] in ('experiment', 'optimizer', 'capacity')
     override = f"{'+' if preset else ''}{name_of(path).replace('/', '=', 1)}"
-    return next(help_page(o, [override]) for o in (IMAGES, TEXTS, GANS) if composed(o, override))
+    for command in COMMANDS:
+        try: return help_page(command, [override])
+        except ConfigError: continue
 
 @pytest.mark.parametrize('path', [o for o in FILES if commented(o)], ids=name_of)
 def test_help_shows_each_key_with_its_comment(path):
@@ -243,6 +243,8 @@ REFUSED = [
     (TEXTS, 'dataset=sentences dataset.noise=2', 'dataset.noise=2: expected a number in [0, 1]'),
     (TEXTS, 'dataset.backend=spacy', "dataset.backend='spacy': expected one of auto, torchtext, builtin"),
     (TEXTS, 'classifier.depth=0', 'classifier.depth=0: expected a whole number > 0'),
+    (IMAGES, 'loss=ts_cvx_cross_ent trainer.num_epochs=0', 'trainer.num_epochs=0: expected a whole number > 0'),
+    (IMAGES, 'classifier=lenet +classifier.depth=3', 'classifier.depth: unknown key with this classifier'),
     (TEXTS, 'classifier.bidirectional=2', 'classifier.bidirectional=2: expected true or false'),
     (TEXTS, 'dataloader.bucket=2', 'dataloader.bucket=2: expected one of auto, true, false'),
     (TEXTS, 'distill_loader.splits=[]', 'distill_loader.splits=[]: expected a split of the training set'),

@@ -80,7 +80,7 @@ def _divide(cfg, train, test):
 
 # %% ../nbs/52_inputs.ipynb #2c607cf0
 class Inputs:
-    "Examples of a run and their batches. Subclasses have `sets`, `parts`, `split`, `loading`, `distillation`."
+    "Examples of a run and batches of them. Subclasses have `sets`, `parts`, `split`, `loading`, …"
     @property
     def unit(self): return self.sets.train.unit                              # 'images' or 'texts'
 
@@ -122,7 +122,7 @@ def evaluation_rows(
     sets:ImageSets|TextSets, # the data
     device, # where batches are made
 )->int:
-    "Rows of an evaluation batch: 500 texts; 2,048 CIFAR images on an accelerator, 512 on a CPU; fewer if larger."
+    "Rows of an evaluation batch: 500 texts; 2,048 CIFAR images on an accelerator, 512 on a CPU."
     if isinstance(sets, TextSets): return 500
     _, h, w = sets.test.shape
     pixels = 2**19 if torch.device(device).type == 'cpu' else 2**21

@@ -181,7 +181,8 @@ def evaluate_mixtures(
         if batchnorm == 'reestimate' and normed:
             statistics = data if statistics_dl is None else _remember(statistics_dl, device)
         measure = _Measure(net, data, loss or ForwardCrossEntropy(), temp, chunk > 1, statistics)
-        stack, chunks = _stack(states, device), progress_bar(shares.split(chunk), display=progress)
+        stack, chunks = _stack(states, device), shares.split(chunk)
+        if progress: chunks = progress_bar(chunks)
         sums = torch.cat([measure(_mix(stack, c)).cpu() for c in chunks])
     n, labelled = sum(len(y) for _, y, _ in data), sum((y != -100).sum().item() for _, y, _ in data)
     means = sums.double() / torch.tensor([n, labelled, n, n])

@@ -78,7 +78,7 @@ def write_report(
     report:pd.DataFrame, # of `fidelity_report`
     unit:str='images', # what is classified
 ):
-    "Write `fidelity.csv`, `fidelity.png`, `summary.json`. Raises `FloatingPointError` if a model has diverged."
+    "Write `fidelity.csv`, `fidelity.png`, `summary.json`. Raises `FloatingPointError` if a model diverged."
     if not np.isfinite(report.to_numpy()).all(): raise FloatingPointError(f"a model has diverged:\n{report}")
     run.write('fidelity.csv', report.rename_axis('model').to_csv)
     fig = plot_report(report, run.tables.get('student_train_metrics', []), unit)

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 from .schema import (ConfigError, Count, Decay, Group, Natural, NotNegative, NumpySeed, Positive,
-    Range, Seed, Share, Switch, as_dict, blame)
+    Range, Seed, Share, Switch, as_dict, blame)                              # noqa: F401 (the last two for users)
 
 _all_ = ['ConfigError', 'as_dict', 'blame']
 
@@ -140,7 +140,7 @@ class SentencesSettings(TextDataset):
 class RandomApply(Group):
     p:Share
 
-NO_TRANSFORMS = ('transforms_list', 'random_apply', 'normalization')         # the other keys of `augmentation`
+NO_TRANSFORMS = ('transforms_list', 'random_apply', 'normalization')        # other keys of `augmentation`
 
 @dataclass(frozen=True)
 class AugmentationSettings(Group):

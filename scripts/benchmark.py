@@ -1,7 +1,8 @@
 """How fast gnosis_nb is on the machine at hand, beside plain PyTorch: `python scripts/benchmark.py step`.
 
-Every contender lives in a process of its own, which is warmed up by one round and then does a round when told to; they alternate, and one runs at a time.
-A ratio is the median of the rounds' ratios. Peak memory is the contender's process's (without the workers of its DataLoader), on a GPU torch's."""
+Every contender is a process of its own, which is warmed up by one round and then does a round when told to.
+They alternate, and one runs at a time. A ratio is the median of the rounds' ratios. Peak memory is that of
+the contender's process (without the workers of its DataLoader), on a GPU torch's."""
 import argparse
 import json
 import multiprocessing
@@ -23,23 +24,26 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Recorder
 from PIL import Image
+from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torchvision import transforms
 
 from gnosis_nb.cka import linear_cka
+from gnosis_nb.compute import (Captured, autocast, frozen, keep_memory, peak_memory, pick_channels_last,
+    pick_precision)
 from gnosis_nb.data.augment import augmentation
-from gnosis_nb.data.loaders import ImageLoader, image_dls
-from gnosis_nb.data.text import TextSets, basic_english, encode_texts, text_dls, text_sets, write_review
 from gnosis_nb.data.folder import DataNotFound, image_folder
 from gnosis_nb.data.images import ImageData, ImageSets, normalizer
+from gnosis_nb.data.loaders import image_dls
+from gnosis_nb.data.text import TextSets, basic_english, encode_texts, text_dls, text_sets, write_review
 from gnosis_nb.data.zoo import STATISTICS, cifar10
 from gnosis_nb.distill import FidelityTable, PrintProgress
-from gnosis_nb.engine import Captured, fit_together, frozen, keep_memory, peak_memory, pick_channels_last, pick_precision
-from gnosis_nb.experiment import evaluation_rows
+from gnosis_nb.inputs import evaluation_rows
 from gnosis_nb.learner import student_learner, teacher_learner
 from gnosis_nb.metrics import accuracy, agreement, ece, nll, predictive_kl
 from gnosis_nb.models import ClassifierEnsemble, build_classifier
+from gnosis_nb.together import fit_together
 
-SKIP = 5                                                                     # batches before the clock starts: a step is captured at the fourth
+SKIP = 5  # batches before the clock starts: a step is captured at the fourth
 
 
 # Frame
@@ -47,14 +51,17 @@ SKIP = 5                                                                     # b
 class Contender:
     "A process of its own, which does a round when told to."
     def __init__(self, name, make, args):
-        self.name, (self.pipe, theirs) = name, multiprocessing.get_context('spawn').Pipe()
-        self.process = multiprocessing.get_context('spawn').Process(target=live, args=(theirs, make, args))
+        context = multiprocessing.get_context('spawn')
+        self.name, (self.pipe, theirs) = name, context.Pipe()
+        self.process = context.Process(target=live, args=(theirs, make, args))
         self.process.start()
         theirs.close()
 
     def round(self):
         "What the round returns, and the peak memory so far."
-        try: self.pipe.send(True); return self.pipe.recv()
+        try:
+            self.pipe.send(True)
+            return self.pipe.recv()
         except (EOFError, OSError): sys.exit(f"{self.name}: failed, its error is above")
 
     def stop(self):
@@ -69,50 +76,79 @@ def live(pipe, make, args):
     work = make(args)
     try:
         for _ in iter(pipe.recv, None): pipe.send((work(), peak_memory(args.device)))
-    except EOFError: pass                                                    # the parent is gone
+    except EOFError: pass  # the parent is gone
 
 
-def contest(args, title, makers, unit='images/s', compare=()): # name -> function of args that makes a round; (label, above, belows) of ratios of speeds
-    "Rounds of all contenders in turns; prints their table and returns it. The first is what the others are compared with."
+def run_rounds(args, makers):
+    "Name -> (values of the rounds, peak memory in GB), of contenders that take turns."
     contenders = [Contender(name, make, args) for name, make in makers.items()]
     try:
         for o in contenders: o.round()
         rounds = [[o.round() for o in contenders] for _ in range(args.rounds)]
     finally:
         for o in contenders: o.stop()
-    values = {o.name: [r[0] for r in results] for o, results in zip(contenders, zip(*rounds))}
-    is_rate = unit.endswith('/s')
-    speed = {k: v if is_rate else [1 / o for o in v] for k, v in values.items()}
-    def ratio(a, b): return statistics.median(x / y for x, y in zip(speed[a], speed[b]))
-    first, width = next(iter(makers)), max(map(len, makers))
-    rows = {k: dict(median=statistics.median(v), min=min(v), max=max(v), speed=ratio(k, first), gb=gb, rounds=v) for (k, v), (_, gb) in zip(values.items(), rounds[-1])}
-    print(f"\n{title}\n{'':{width}}  {'median ' + unit:>16}  {'min – max':>21}  {'speed':>7}  {'GB':>6}")
-    for k, o in rows.items():
-        spread = f"{o['min']:,.4g} – {o['max']:,.4g}" if not is_rate else f"{o['min']:,.0f} – {o['max']:,.0f}"
-        print(f"{k:{width}}  {o['median']:16{',.0f' if is_rate else ',.4g'}}  {spread:>21}  {o['speed']:6.2f}x  {o['gb']:6.2f}")
+    return {o.name: ([value for value, _ in mine], mine[-1][1]) for o, mine in zip(contenders, zip(*rounds))}
+
+
+def contest(
+    args, # of the command line
+    title, # of the table
+    makers, # name -> function of `args` that makes a round
+    unit='images/s', # of what a round returns; without '/s' it is a time
+    compare=(), # ratios of speeds: (label, above, several below, of which the fastest counts)
+):
+    "Print and return the table of all contenders, who are compared with the first."
+    results, is_rate = run_rounds(args, makers), unit.endswith('/s')
+    speeds = {k: v if is_rate else [1 / o for o in v] for k, (v, _) in results.items()}
+    def ratio(a, b): return statistics.median(x / y for x, y in zip(speeds[a], speeds[b]))
+    first, rows = next(iter(makers)), {}
+    for k, (v, gb) in results.items():
+        spread = dict(median=statistics.median(v), min=min(v), max=max(v))
+        rows[k] = dict(spread, speed=ratio(k, first), gb=gb, rounds=v)
+    print_table(title, rows, unit, ',.0f' if is_rate else ',.4g')
     ratios = {}
     for label, above, belows in compare:
-        best = max(belows, key=lambda o: statistics.median(speed[o]))
+        best = max(belows, key=lambda o: statistics.median(speeds[o]))
         ratios[label] = dict(above=above, below=best, ratio=ratio(above, best))
         print(f"{label}: {ratios[label]['ratio']:.2f} ({above} / {best})")
     sys.stdout.flush()
     return dict(title=title, unit=unit, contenders=rows, ratios=ratios)
 
 
+def print_table(title, rows, unit, form):
+    width = max(map(len, rows))
+    print(f"\n{title}\n{'':{width}}  {'median ' + unit:>16}  {'min – max':>21}  {'speed':>7}  {'GB':>6}")
+    for k, o in rows.items():
+        median, spread = f"{o['median']:{form}}", f"{o['min']:{form}} – {o['max']:{form}}"
+        print(f"{k:{width}}  {median:>16}  {spread:>21}  {o['speed']:6.2f}x  {o['gb']:6.2f}")
+
+
+def cpu_name():
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [o.split(':')[1].strip() for o in lines if o.startswith('model name')]
+    return names[0] if names else platform.processor()
+
+
 def facts(args):
     "A round that says what the machine, the software and the data are."
-    cpu = next((o.split(':')[1].strip() for o in open('/proc/cpuinfo') if o.startswith('model name')), '') if Path('/proc/cpuinfo').exists() else ''
     device = torch.cuda.get_device_name(args.device) if args.device.type == 'cuda' else str(args.device)
-    res = dict(device=device, cpu=cpu or platform.processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), precision=pick_precision('auto', args.device),
-               torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__, python=platform.python_version(), data=cifar(args)[1])
-    return lambda: res
+    machine = dict(device=device, cpu=cpu_name(), cores=os.cpu_count(), threads=torch.get_num_threads(),
+        precision=pick_precision('auto', args.device))
+    software = dict(torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__,
+        python=platform.python_version())
+    known = {**machine, **software, 'data': cifar(args)[1]}
+    return lambda: known
 
 
 class Clock:
     "Images per second over `args.batches` batches, those before the first `SKIP` left out."
-    def __init__(self, args): self.last, self.device, self.done, self.seen = SKIP + args.batches, args.device, 0, 0
-    def tick(self, n): # images of the batch that is finished
-        "True when the round is over."
+    def __init__(self, args):
+        self.last, self.device = SKIP + args.batches, args.device
+        self.done = self.seen = 0
+
+    def tick(self, n):
+        "Count a finished batch of `n` images; True when the round is over."
         self.done += 1
         if self.done > SKIP: self.seen += n
         if self.done in (SKIP, self.last):
@@ -144,23 +180,33 @@ def seconds(work, device):
 
 # Data and networks
 
-def cifar(args, images=None):
-    "CIFAR-10 from the official files or a folder of pictures, else random pixels, the first `images` of both sets; and what it is."
-    def some(data): return data.subset(range(min(images, len(data)))) if images else data
+def random_images(n):
+    rng = torch.Generator().manual_seed(n)
+    pixels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=rng)
+    return ImageData(pixels, torch.arange(n) % 10, range(10), 'random')
+
+def load_cifar(root):
+    "CIFAR-10 from the official files or a folder of pictures, else random pixels; and what it is."
     for source in (cifar10, image_folder):
-        try: sets, what = source(args.root, download=False), f'CIFAR-10 in {args.root}'; break
+        try: return source(root, download=False), f'CIFAR-10 in {root}'
         except DataNotFound: pass
-    else:
-        def random(n): return ImageData(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(n)), torch.arange(n) % 10, range(10), 'random')
-        sets, what = ImageSets(random(50_000), random(10_000), STATISTICS['cifar10']), f'random pixels in the shape of CIFAR-10 (there is none in {args.root})'
+    sets = ImageSets(random_images(50_000), random_images(10_000), STATISTICS['cifar10'])
+    return sets, f'random pixels in the shape of CIFAR-10 (there is none in {root})'
+
+def cifar(args, images=None):
+    "CIFAR-10, the first `images` of both sets; and what it is."
+    def some(data): return data.subset(range(min(images, len(data)))) if images else data
+    sets, what = load_cifar(args.root)
     return ImageSets(some(sets.train), some(sets.test), sets.statistics), what
 
 def networks(args, depth, m=1):
     "A student and its `m` teachers."
-    student, *teachers = (build_classifier('preresnet', 10, depth=depth, seed=i).to(args.device) for i in range(m + 1))
-    return student, [o.eval() for o in teachers]
+    nets = [build_classifier('preresnet', 10, depth=depth, seed=i).to(args.device) for i in range(m + 1)]
+    return nets[0], [o.eval() for o in nets[1:]]
 
-def kd_loss(z_t, z_s, tau=4.): return -tau**2 * (F.softmax(z_t.float() / tau, 1) * F.log_softmax(z_s.float() / tau, 1)).sum(1).mean()
+def kd_loss(z_t, z_s, tau=4.):
+    p_t, log_p_s = F.softmax(z_t.float() / tau, 1), F.log_softmax(z_s.float() / tau, 1)
+    return -tau**2 * (p_t * log_p_s).sum(1).mean()
 
 
 # (a) Plain PyTorch
@@ -168,26 +214,35 @@ def kd_loss(z_t, z_s, tau=4.): return -tau**2 * (F.softmax(z_t.float() / tau, 1)
 class PerImage(torch.utils.data.Dataset):
     "The usual way: a picture at a time, through torchvision's transforms."
     def __init__(self, data, norm, augment=True):
-        self.images, self.targets = data.images.permute(0, 2, 3, 1).contiguous().numpy(), data.targets.tolist()
-        self.transform = transforms.Compose([*([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if augment else []), transforms.ToTensor(),
-                                             transforms.Normalize(*(o.flatten().tolist() for o in norm))])
+        self.images = data.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.targets = data.targets.tolist()
+        moved = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if augment else []
+        normalize = transforms.Normalize(*(o.flatten().tolist() for o in norm))
+        self.transform = transforms.Compose([*moved, transforms.ToTensor(), normalize])
+
     def __len__(self): return len(self.targets)
     def __getitem__(self, i): return self.transform(Image.fromarray(self.images[i])), self.targets[i]
 
 def torch_loader(args, data, workers, train=True):
-    return torch.utils.data.DataLoader(PerImage(data, normalizer('unitcube', STATISTICS['cifar10']), train), args.batch, shuffle=train, num_workers=workers,
-                                       persistent_workers=workers > 0, pin_memory=args.device.type == 'cuda')
+    data = PerImage(data, normalizer('unitcube', STATISTICS['cifar10']), train)
+    return torch.utils.data.DataLoader(data, args.batch, shuffle=train, num_workers=workers,
+        persistent_workers=workers > 0, pin_memory=args.device.type == 'cuda')
 
 def to(device, *tensors): return [o.to(device, non_blocking=True) for o in tensors]
 
+def sgd(net, lr=.05, wd=1e-4, **options):
+    return torch.optim.SGD(net.parameters(), lr=lr, momentum=.9, weight_decay=wd, nesterov=True, **options)
+
 def plain_step(args, student, teacher):
     "A training step in fp32, as one writes it by hand."
-    opt = torch.optim.SGD(student.parameters(), lr=.05, momentum=.9, weight_decay=1e-4, nesterov=True)
+    opt = sgd(student)
     def step(x, y):
         x, y = to(args.device, x, y)
         with torch.no_grad(): z_t = teacher(x)
         loss = kd_loss(z_t, student(x))
-        opt.zero_grad(); loss.backward(); opt.step()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
     return step
 
 def plain(args, depth):
@@ -200,16 +255,20 @@ def plain_epoch(args, depth):
     "An epoch of the plain loop; evaluation fetches each number of each batch."
     student, (teacher,) = networks(args, depth)
     sets, step = cifar(args, args.images)[0], plain_step(args, student, teacher)
-    train, test = torch_loader(args, sets.train, args.workers), torch_loader(args, ImageData(sets.test.images[:10_000], sets.test.targets[:10_000], sets.test.classes), args.workers, False)
+    test_data = ImageData(sets.test.images[:10_000], sets.test.targets[:10_000], sets.test.classes)
+    train = torch_loader(args, sets.train, args.workers)
+    test = torch_loader(args, test_data, args.workers, False)
+    def evaluate(x, y):
+        x, y = to(args.device, x, y)
+        z_t, z_s = teacher(x), student(x)
+        for metric in (accuracy, nll, ece): metric(z_s, y)  # each ends in `.item()`
+        for metric in (agreement, predictive_kl): metric(z_t, z_s)
     def epoch():
         student.train()
         for x, y in train: step(x, y)
         student.eval()
         with torch.no_grad():
-            for x, y in test:
-                x, y = to(args.device, x, y)
-                z_t, z_s = teacher(x), student(x)
-                accuracy(z_s, y), nll(z_s, y), ece(z_s, y), agreement(z_t, z_s), predictive_kl(z_t, z_s)     # each ends in `.item()`
+            for x, y in test: evaluate(x, y)
     return seconds(epoch, args.device)
 
 
@@ -217,7 +276,7 @@ def plain_epoch(args, depth):
 
 class Stopwatch(Callback):
     "Time the training batches of a fit, then leave it."
-    order = 2000                                                             # after the step
+    order = 2000  # after the step
     def __init__(self, args): self.args = args
     def before_fit(self): self.clock = Clock(self.args)
     def after_batch(self):
@@ -226,25 +285,36 @@ class Stopwatch(Callback):
 class NoEvaluation(Callback):
     def before_validate(self): raise CancelValidException()
 
-def learner(args, depth, sets, m=1, eval_period=1, **kwargs):
-    "A student's Learner with the callbacks of a run."
-    student, teachers = networks(args, depth, m)
-    table = FidelityTable(eval_period)
-    learn = student_learner(loaders(args, sets), student, ClassifierEnsemble(*teachers).eval(), metrics=[], cbs=table, **kwargs)
+def report_nowhere(learn, table):
+    "Progress as a run prints it, in the place of fastai's."
     learn.remove_cbs([ProgressCallback, Recorder])
     learn.add_cb(PrintProgress(table=table, out=open(os.devnull, 'w')))
     return learn
 
-def loaders(args, sets): return image_dls(sets, args.batch, augmentation(), eval_bs=evaluation_rows(sets, args.device), device=args.device)
+def learner(args, depth, sets, m=1, eval_period=1, **kwargs):
+    "A student's Learner with the callbacks of a run."
+    student, teachers = networks(args, depth, m)
+    table, ensemble = FidelityTable(eval_period), ClassifierEnsemble(*teachers).eval()
+    learn = student_learner(loaders(args, sets), student, ensemble, metrics=[], cbs=table, **kwargs)
+    return report_nowhere(learn, table)
 
-def ours(args, depth, m=1, precision='auto', long=False):
-    "Training batches of a fit, with everything as in a run; of a long one, in which compiling pays, the first."
-    learn, watch = learner(args, depth, cifar(args)[0], m, eval_period=10**9, precision=precision), Stopwatch(args)
-    epochs = 300 if long else 1 + -(-(SKIP + args.batches) // len(learn.dls.train))          # one more, the last is evaluated
+def loaders(args, sets):
+    rows = evaluation_rows(sets, args.device)
+    return image_dls(sets, args.batch, augmentation(), eval_bs=rows, device=args.device)
+
+def watched_fit(args, learn, epochs=None):
+    "A round that fits until the watch stops it."
+    watch = Stopwatch(args)
+    enough = -(-(SKIP + args.batches) // len(learn.dls.train))
     def run():
-        with learn.added_cbs(watch): learn.fit(epochs)
+        with learn.added_cbs(watch): learn.fit(epochs or enough + 1)  # the last epoch is evaluated
         return watch.clock.rate
     return run
+
+def ours(args, depth, m=1, precision='auto', long=False):
+    "Training batches of a fit, as in a run; of a long one, in which compiling pays, the first."
+    learn = learner(args, depth, cifar(args)[0], m, eval_period=10**9, precision=precision)
+    return watched_fit(args, learn, 300 if long else None)
 
 def our_epoch(args, depth):
     learn = learner(args, depth, cifar(args, args.images)[0])
@@ -253,97 +323,128 @@ def our_epoch(args, depth):
 
 # (c) The bare step, on one batch that is where it has to be
 
-def bare(args, depth, precision, how, channels_last=True): # how: 'eager', 'kept' (memory, as `keep_memory` does), 'compiled' or 'graph'
-    "Forward, loss, backward, optimiser."
+def bare(args, depth, precision, how, channels_last=True):
+    """Forward, loss, backward, optimiser.
+
+    `how` is 'eager', 'kept' (memory, as `keep_memory` does), 'compiled' or 'graph'."""
     if how == 'kept': keep_memory()
     torch.backends.cudnn.benchmark = True
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    student, (teacher,) = (o.to(memory_format=layout) if isinstance(o, torch.nn.Module) else [p.to(memory_format=layout) for p in o] for o in networks(args, depth))
+    student, (teacher,) = networks(args, depth)
+    student, teacher = (o.to(memory_format=layout) for o in (student, teacher))
     x, y = next(iter(torch_loader(args, cifar(args)[0].train, 0)))
     x, y = x.to(args.device, memory_format=layout), y.to(args.device)
-    options = dict(lr=torch.tensor(.05, device=args.device), fused=True) if how == 'graph' else dict(lr=.05)
-    opt = torch.optim.SGD(student.parameters(), momentum=.9, weight_decay=1e-4, nesterov=True, **options)
+    opt = sgd(student, torch.tensor(.05, device=args.device), fused=True) if how == 'graph' else sgd(student)
     def loss(x):
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=precision == 'bf16'):
+        with autocast(args.device, precision):
             with torch.no_grad(): z_t = teacher(x)
             return kd_loss(z_t, student(x))
     run = torch.compile(loss, dynamic=False) if how == 'compiled' else loss
     def step(x, y):
         opt.zero_grad()
-        res = run(x); res.backward()
-        opt.step(); opt.zero_grad()
-        return res.detach(),
+        value = run(x)
+        value.backward()
+        opt.step()
+        opt.zero_grad()
+        return value.detach(),
     return partial(timed, Captured(step) if how == 'graph' else step, repeat((x, y)), args)
 
 
 # What is measured
 
+def bare_variants(args, precisions):
+    "Arguments of `bare`, by the name of the contender."
+    cuda = args.device.type == 'cuda'
+    hows = dict(eager='eager', graph='graph') if cuda else dict(eager='eager', kept='eager, memory kept')
+    if args.compile: hows['compiled'] = 'compiled'
+    found = {}
+    for p in precisions:
+        for how, words in hows.items(): found[f'bare step, {p}, {words}'] = dict(precision=p, how=how)
+    last = dict(precision='fp32', how='graph', channels_last=False)
+    if cuda: found['bare step, fp32, graph, not channels_last'] = last
+    return found
+
 def step(args, facts):
     "Training steps of a student with one teacher."
-    auto, cuda = facts['precision'], args.device.type == 'cuda'
-    a, b, b300, b32 = f'plain PyTorch, fp32, {args.workers} workers', f'gnosis_nb, {auto}', f'gnosis_nb, {auto}, as in 300 epochs', 'gnosis_nb, fp32'
-    variants = [(p, how, True) for p in dict.fromkeys((auto, 'fp32'))
-                for how in ('eager', *(['graph'] if cuda else ['kept']), *(['compiled'] if args.compile else []))]
-    if cuda: variants.append(('fp32', 'graph', False))
-    words = dict(eager='eager', kept='eager, memory kept', graph='graph', compiled='compiled')
-    names = {(p, how, last): f"bare step, {p}, {words[how]}{'' if last else ', not channels_last'}" for p, how, last in variants}
-    def bares(p): return [name for key, name in names.items() if key[0] == p]
-    compare = [('gnosis_nb / plain PyTorch', b, [a]), ('the same in a long run', b300, [a]), ('gnosis_nb / best bare step', b, bares(auto))]
+    auto = facts['precision']
+    loop, b = f'plain PyTorch, fp32, {args.workers} workers', f'gnosis_nb, {auto}'
+    b300, b32 = f'{b}, as in 300 epochs', 'gnosis_nb, fp32'
+    variants = bare_variants(args, dict.fromkeys((auto, 'fp32')))
+    def bares(p): return [name for name, o in variants.items() if o['precision'] == p]
+    compare = [('gnosis_nb / plain PyTorch', b, [loop]), ('the same in a long run', b300, [loop]),
+        ('gnosis_nb / best bare step', b, bares(auto))]
     if auto != 'fp32': compare.append(('gnosis_nb / best bare step, fp32', b32, bares('fp32')))
     for depth in args.depth:
-        makers = {a: partial(plain, depth=depth), b: partial(ours, depth=depth), b300: partial(ours, depth=depth, long=True), b32: partial(ours, depth=depth, precision='fp32'),
-                  **{name: partial(bare, depth=depth, precision=p, how=how, channels_last=last) for (p, how, last), name in names.items()}}
-        yield contest(args, f'PreResNet-{depth}, one teacher, {args.batches} batches of {args.batch} a round', makers, compare=compare)
+        fit = partial(ours, depth=depth)
+        makers = {loop: partial(plain, depth=depth), b: fit, b300: partial(fit, long=True),
+            b32: partial(fit, precision='fp32')}
+        for name, o in variants.items(): makers[name] = partial(bare, depth=depth, **o)
+        title = f'PreResNet-{depth}, one teacher, {args.batches} batches of {args.batch} a round'
+        yield contest(args, title, makers, compare=compare)
 
 
 def epoch(args, facts):
     "One epoch of training and an evaluation."
     for depth in args.depth:
-        title = f'PreResNet-{depth}, one teacher: an epoch of {args.images:,} images, and accuracy, NLL, ECE, agreement and KL of the first {min(args.images, 10_000):,} test images'
-        yield contest(args, title, {f'plain PyTorch, fp32, {args.workers} workers': partial(plain_epoch, depth=depth), f"gnosis_nb, {facts['precision']}, CKA too": partial(our_epoch, depth=depth)}, 's')
+        title = (f'PreResNet-{depth}, one teacher: an epoch of {args.images:,} images, and accuracy, NLL, '
+                 f'ECE, agreement and KL of the first {min(args.images, 10_000):,} test images')
+        makers = {f'plain PyTorch, fp32, {args.workers} workers': partial(plain_epoch, depth=depth),
+            f"gnosis_nb, {facts['precision']}, CKA too": partial(our_epoch, depth=depth)}
+        yield contest(args, title, makers, 's')
 
 
-def ask(args, depth, m, how): # how: 'fp32', 'autocast', 'frozen' or 'compiled'
-    "Milliseconds in which `m` teachers answer a batch."
+def ask(args, depth, m, how):
+    """Milliseconds in which `m` teachers answer a batch.
+
+    `how` is 'fp32', 'autocast', 'frozen' or 'compiled'."""
     precision, (_, teachers) = pick_precision('auto', args.device), networks(args, depth, m)
     x = torch.randn(args.batch, 3, 32, 32).to(args.device)
     if how != 'fp32' and pick_channels_last('auto', args.device, precision):
-        x, teachers = x.to(memory_format=torch.channels_last), [o.to(memory_format=torch.channels_last) for o in teachers]
-    fast = frozen(ClassifierEnsemble(*teachers).eval(), precision, how == 'compiled') if how in ('frozen', 'compiled') else None
-    def each(x, y):
-        with torch.no_grad(), torch.autocast(args.device.type, torch.bfloat16, enabled=how != 'fp32' and precision == 'bf16'): return [o(x) for o in teachers]
-    answer = each if fast is None else lambda x, y: fast(x)
-    return lambda: 1000 * args.batch / timed(answer, repeat((x, range(args.batch))), args)
+        x, *teachers = (o.to(memory_format=torch.channels_last) for o in (x, *teachers))
+    used = 'fp32' if how == 'fp32' else precision
+    def each(x):
+        with torch.no_grad(), autocast(args.device, used): return [o(x) for o in teachers]
+    answer = each
+    if how in ('frozen', 'compiled'):
+        answer = frozen(ClassifierEnsemble(*teachers).eval(), precision, how == 'compiled')
+    batches = repeat((x, range(args.batch)))
+    return lambda: 1000 * args.batch / timed(lambda x, y: answer(x), batches, args)
 
 
 def ensemble(args, facts):
     "Teachers' answers, and steps of their student."
     auto = facts['precision']
-    names = dict(fp32='one by one, fp32', autocast=f'one by one, {auto}', frozen=f'frozen, {auto}', compiled=f'frozen, {auto}, compiled')
+    names = dict(fp32='one by one, fp32', autocast=f'one by one, {auto}', frozen=f'frozen, {auto}',
+        compiled=f'frozen, {auto}, compiled')
     for depth in args.depth:
-        for m in 1, 5:
-            yield contest(args, f'PreResNet-{depth}: answers of {m} teacher{"s" * (m > 1)}, batches of {args.batch}', {name: partial(ask, depth=depth, m=m, how=how) for how, name in names.items()}, 'ms')
+        for m, teachers in {1: '1 teacher', 5: '5 teachers'}.items():
+            title = f'PreResNet-{depth}: answers of {teachers}, batches of {args.batch}'
+            makers = {name: partial(ask, depth=depth, m=m, how=how) for how, name in names.items()}
+            yield contest(args, title, makers, 'ms')
         makers = {f'gnosis_nb, m={m}': partial(ours, depth=depth, m=m) for m in (1, 5)}
-        yield contest(args, f'PreResNet-{depth}: steps of a student of m teachers', makers, compare=[('time of a step, m=5 to m=1', *[o if i == 0 else [o] for i, o in enumerate(makers)])])
+        one, five = makers
+        compare = [('time of a step, m=5 to m=1', one, [five])]
+        yield contest(args, f'PreResNet-{depth}: steps of a student of m teachers', makers, compare=compare)
 
 
 def several(args, depth, at_once):
     "Four networks, an epoch each."
-    sets = cifar(args, args.images)[0]
-    learners = [teacher_learner(loaders(args, sets), networks(args, depth)[0], metrics=[], cbs=NoEvaluation()) for _ in range(4)]
+    sets, options = cifar(args, args.images)[0], dict(metrics=[], cbs=NoEvaluation())
+    learners = [teacher_learner(loaders(args, sets), networks(args, depth)[0], **options) for _ in range(4)]
     for o in learners: o.remove_cbs([ProgressCallback, Recorder])
     fits = [partial(o.fit, 1) for o in learners]
-    def run():
-        if at_once: fit_together(fits, learners)
-        else:
-            for fit in fits: fit()
-    return seconds(run, args.device)
+    def one_by_one():
+        for fit in fits: fit()
+    return seconds(partial(fit_together, fits, learners) if at_once else one_by_one, args.device)
 
 
 def together(args, facts):
     "Several networks trained at once."
     for depth in args.depth:
-        yield contest(args, f'PreResNet-{depth}: four networks trained for an epoch of {args.images:,} images each', {name: partial(several, depth=depth, at_once=at_once) for name, at_once in {'one by one': False, 'together': True}.items()}, 's')
+        title = f'PreResNet-{depth}: four networks trained for an epoch of {args.images:,} images each'
+        ways = {'one by one': False, 'together': True}
+        makers = {name: partial(several, depth=depth, at_once=o) for name, o in ways.items()}
+        yield contest(args, title, makers, 's')
 
 
 def table_cka(X, Y):
@@ -354,16 +455,20 @@ def table_cka(X, Y):
     K, L = centred(X), centred(Y)
     return ((K * L).sum() / ((K * K).sum() * (L * L).sum()).sqrt()).item()
 
-def aligned(args, fn):
+def feature_shape(args):
     n = min(args.images, 10_000)
-    X, Y = (torch.randn(n, max(1, n * 4096 // 10_000)).to(args.device) for _ in range(2))
+    return n, max(1, n * 4096 // 10_000)
+
+def aligned(args, fn):
+    X, Y = (torch.randn(feature_shape(args)).to(args.device) for _ in range(2))
     return seconds(lambda: fn(X, Y), args.device)
 
 
 def cka(args, facts):
     "Linear CKA of two sets of features."
-    n = min(args.images, 10_000)
-    yield contest(args, f'linear CKA of features [{n:,}, {max(1, n * 4096 // 10_000):,}], float64', {'n x n tables': partial(aligned, fn=table_cka), 'gnosis_nb': partial(aligned, fn=linear_cka)}, 's')
+    n, d = feature_shape(args)
+    makers = {'n x n tables': partial(aligned, fn=table_cka), 'gnosis_nb': partial(aligned, fn=linear_cka)}
+    yield contest(args, f'linear CKA of features [{n:,}, {d:,}], float64', makers, 's')
 
 
 def rate(loader, args, n=10**9):
@@ -375,116 +480,165 @@ def rate(loader, args, n=10**9):
     synchronize(args.device)
     return seen / (time.perf_counter() - start)
 
-def torch_batches(args, workers): return partial(rate, torch_loader(args, cifar(args)[0].train, workers), args, args.images)
+def torch_batches(args, workers):
+    return partial(rate, torch_loader(args, cifar(args)[0].train, workers), args, args.images)
+
 def our_batches(args): return partial(rate, loaders(args, cifar(args)[0]).train, args)
 
 
 def loader(args, facts):
     "The loader alone: crop, flip and normalisation."
-    workers = list(dict.fromkeys((0, args.workers)))
+    workers = dict.fromkeys((0, args.workers))
     makers = {f'torch DataLoader, {w} workers': partial(torch_batches, workers=w) for w in workers}
     compare = [('gnosis_nb / faster DataLoader', 'gnosis_nb ImageLoader', list(makers))]
-    yield contest(args, f'loader alone, crop and flip, batches of {args.batch}', {**makers, 'gnosis_nb ImageLoader': our_batches}, compare=compare)
+    makers['gnosis_nb ImageLoader'] = our_batches
+    yield contest(args, f'loader alone, crop and flip, batches of {args.batch}', makers, compare=compare)
 
 
 # Texts
 
-TEXT_BATCH, TEXT_WORDS = 100, 100                                            # as in the paper
+TEXT_BATCH, TEXT_WORDS = 100, 100  # as in the paper
+
+def review_files(root, n):
+    "Paths of `n` training reviews of IMDB, negative and positive in turns; none where there are no reviews."
+    folders = [o/'train' for o in (root/'aclImdb', root, root.parent/'aclImdb')]
+    folder = next((o for o in folders if (o/'pos').is_dir()), None)
+    if folder is None: return []
+    halves = [sorted((folder/c).glob('*.txt'))[:n // 2] for c in ('neg', 'pos')]
+    return list(chain.from_iterable(zip(*halves)))
 
 def reviews(args, n=5000):
     "`n` training reviews of IMDB and their labels, else synthetic ones of its length; and what they are."
-    folder = next((p/'train' for p in (args.text_root/'aclImdb', args.text_root, args.text_root.parent/'aclImdb') if (p/'train'/'pos').is_dir()), None)
-    if folder:
-        files = list(chain.from_iterable(zip(*(sorted((folder/c).glob('*.txt'))[:n // 2] for c in ('neg', 'pos')))))
-        return [o.read_text(encoding='utf-8') for o in files], [i % 2 for i in range(len(files))], f'{len(files):,} reviews of IMDB'
-    rng = random.Random(0)
-    return [' '.join(write_review(rng, i % 2) for _ in range(12)) for i in range(n)], [i % 2 for i in range(n)], f'{n:,} synthetic texts (there is no IMDB in {args.text_root})'
+    files, rng = review_files(args.text_root, n), random.Random(0)
+    what = f'{len(files):,} reviews of IMDB'
+    if files: texts = [o.read_text(encoding='utf-8') for o in files]
+    else:
+        texts = [' '.join(write_review(rng, i % 2) for _ in range(12)) for i in range(n)]
+        what = f'{n:,} synthetic texts (there is no IMDB in {args.text_root})'
+    return texts, [i % 2 for i in range(len(texts))], what
 
 def text_networks(args, num_words):
     "A student and its teacher."
-    return [build_classifier('lstm', 2, num_words=num_words, lstm_cell_size=70, depth=2, seed=i).to(args.device) for i in range(2)]
+    options = dict(num_words=num_words, lstm_cell_size=70, depth=2)
+    return [build_classifier('lstm', 2, seed=i, **options).to(args.device) for i in range(2)]
 
 def encoded(args):
     texts, targets, _ = reviews(args)
-    return text_sets(*encode_texts([texts, texts[:100]]), [targets, targets[:100]], ['neg', 'pos'], 'benchmark', TEXT_WORDS)
+    words = encode_texts([texts, texts[:100]])
+    return text_sets(*words, [targets, targets[:100]], ['neg', 'pos'], 'benchmark', TEXT_WORDS)
 
 def collate(number, pairs):
     "Words of a few texts, numbered and padded, their lengths, and the labels."
-    ids = [torch.tensor([number.get(w, 0) for w in basic_english(text)[:TEXT_WORDS]]) for text, _ in pairs]
-    return (torch.nn.utils.rnn.pad_sequence(ids), torch.tensor([len(o) for o in ids])), torch.tensor([y for _, y in pairs])
+    cut = [basic_english(text)[:TEXT_WORDS] for text, _ in pairs]
+    ids = [torch.tensor([number.get(w, 0) for w in words]) for words in cut]
+    return (pad_sequence(ids), torch.tensor([len(o) for o in ids])), torch.tensor([y for _, y in pairs])
+
+def packed_logits(net, words, lengths):
+    packed = pack_padded_sequence(net.embed(words), lengths, enforce_sorted=False)  # lengths stay on the CPU
+    _, (h, _) = net.lstm(packed)
+    return net.linear(torch.cat([h[-2], h[-1]], 1))
 
 def plain_texts(args, workers):
-    "Steps of a loop as one writes it by hand: words are cut, numbered and padded batch by batch, sequences packed, in fp32."
+    """Steps of a loop as one writes it by hand, in fp32.
+
+    Words are cut, numbered and padded batch by batch, sequences are packed."""
     texts, targets, _ = reviews(args)
     number = {w: i for i, w in enumerate(encode_texts([texts])[0])}
     student, teacher = text_networks(args, len(number))
-    loader = torch.utils.data.DataLoader(list(zip(texts, targets)), TEXT_BATCH, shuffle=True, collate_fn=partial(collate, number), num_workers=workers, persistent_workers=workers > 0, pin_memory=args.device.type == 'cuda')
-    def logits(net, words, lengths):
-        _, (h, _) = net.lstm(torch.nn.utils.rnn.pack_padded_sequence(net.embed(words), lengths, enforce_sorted=False))     # lengths stay on the CPU
-        return net.linear(torch.cat([h[-2], h[-1]], 1))
-    opt = torch.optim.SGD(student.parameters(), lr=.01, momentum=.9, weight_decay=1e-3, nesterov=True)
+    loader = torch.utils.data.DataLoader(list(zip(texts, targets)), TEXT_BATCH, shuffle=True,
+        collate_fn=partial(collate, number), num_workers=workers, persistent_workers=workers > 0,
+        pin_memory=args.device.type == 'cuda')
+    opt = sgd(student, .01, 1e-3)
     def step(x, y):
         words, = to(args.device, x[0])
-        with torch.no_grad(): z_t = logits(teacher.eval(), words, x[1])
-        loss = kd_loss(z_t, logits(student, words, x[1]), 1.)
-        opt.zero_grad(); loss.backward(); opt.step()
+        with torch.no_grad(): z_t = packed_logits(teacher.eval(), words, x[1])
+        loss = kd_loss(z_t, packed_logits(student, words, x[1]), 1.)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
     return lambda: timed(step, chain.from_iterable(repeat(loader)), args)
 
 def our_texts(args, precision, remembered):
-    "Training batches of a fit, with everything as in a run; `remembered`: of so few texts that the teacher has answered for all before the clock starts, as from a run's second epoch on."
+    """Training batches of a fit, as in a run.
+
+    With `remembered` there are so few texts that the teacher has answered for all before the clock starts, as
+    from a run's second epoch on."""
     sets = encoded(args)
     if remembered: sets = TextSets(sets.train.subset(range(SKIP * TEXT_BATCH)), sets.test)
     student, teacher = text_networks(args, len(sets.words))
-    table, watch = FidelityTable(10**9), Stopwatch(args)
-    learn = student_learner(text_dls(sets, TEXT_BATCH, device=args.device), student, teacher, temp=1., lr=.01, wd=1e-3, precision=precision, metrics=[], cbs=[table, NoEvaluation()])
-    learn.remove_cbs([ProgressCallback, Recorder])
-    learn.add_cb(PrintProgress(table=table, out=open(os.devnull, 'w')))
-    def run():
-        with learn.added_cbs(watch): learn.fit(1 + -(-(SKIP + args.batches) // len(learn.dls.train)))
-        return watch.clock.rate
-    return run
+    table, dls = FidelityTable(10**9), text_dls(sets, TEXT_BATCH, device=args.device)
+    learn = student_learner(dls, student, teacher, temp=1., lr=.01, wd=1e-3, precision=precision, metrics=[],
+        cbs=[table, NoEvaluation()])
+    return watched_fit(args, report_nowhere(learn, table))
 
 
 def text(args, facts):
     "Training steps of an LSTM with one teacher."
-    auto, plains = facts['precision'], [f'plain PyTorch, fp32, {w} workers' for w in dict.fromkeys((0, args.workers))]
-    makers = {**{name: partial(plain_texts, workers=w) for name, w in zip(plains, dict.fromkeys((0, args.workers)))},
-              **{f"gnosis_nb, {p}{', answers remembered' if r else ''}": partial(our_texts, precision=p, remembered=r) for p in dict.fromkeys(('fp32', auto)) for r in (False, True)}}
-    compare = [('gnosis_nb / faster plain loop, first epoch', f'gnosis_nb, {auto}', plains), ('the same from the second epoch on', f'gnosis_nb, {auto}, answers remembered', plains),
-               ('in fp32, first epoch', 'gnosis_nb, fp32', plains), ('in fp32, from the second epoch on', 'gnosis_nb, fp32, answers remembered', plains)]
-    title = f'{reviews(args)[2]}, {TEXT_WORDS} words at most; LSTM of two layers of 70 both ways; {args.batches} batches of {TEXT_BATCH} a round'
+    auto, makers = facts['precision'], {}
+    for w in dict.fromkeys((0, args.workers)):
+        makers[f'plain PyTorch, fp32, {w} workers'] = partial(plain_texts, workers=w)
+    plains = list(makers)
+    for p in dict.fromkeys(('fp32', auto)):
+        makers[f'gnosis_nb, {p}'] = partial(our_texts, precision=p, remembered=False)
+        makers[f'gnosis_nb, {p}, answers remembered'] = partial(our_texts, precision=p, remembered=True)
+    compare = [('gnosis_nb / faster plain loop, first epoch', f'gnosis_nb, {auto}', plains),
+        ('the same from the second epoch on', f'gnosis_nb, {auto}, answers remembered', plains),
+        ('in fp32, first epoch', 'gnosis_nb, fp32', plains),
+        ('in fp32, from the second epoch on', 'gnosis_nb, fp32, answers remembered', plains)]
+    title = (f'{reviews(args)[2]}, {TEXT_WORDS} words at most, LSTM of two layers of 70 both ways, '
+             f'{args.batches} batches of {TEXT_BATCH} a round')
     yield contest(args, title, makers, 'texts/s', compare)
 
 
 WHAT = {o.__name__: o for o in (loader, step, epoch, ensemble, cka, together, text)}
 
 def positive(text):
-    if (n := int(text)) < 1: raise ValueError(text)
+    n = int(text)
+    if n < 1: raise ValueError(text)
     return n
 
-if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], epilog='; '.join(f'{k}: {o.__doc__}' for k, o in WHAT.items()))
-    parser.add_argument('what', nargs='+', choices=[*WHAT, 'all'])
-    parser.add_argument('--root', type=Path, default=Path('data/datasets/cifar10'), help='folder of CIFAR-10')
-    parser.add_argument('--text-root', type=Path, default=Path('data/datasets/imdb'), help='folder of IMDB; aclImdb in it or beside it will do')
-    parser.add_argument('--device', type=torch.device, default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--depth', type=positive, nargs='+', default=[20, 56], help='of the networks')
-    parser.add_argument('--batch', type=positive, default=128, help='rows in a batch')
-    parser.add_argument('--batches', type=positive, help='batches a round of step and ensemble; default: 100 on CUDA, else 10')
-    parser.add_argument('--images', type=positive, help='images of an epoch and for the per-image loaders; default: 50,000 on CUDA, else 10,000')
-    parser.add_argument('--rounds', type=positive, default=5, help='rounds that count')
-    parser.add_argument('--workers', type=positive, default=2, help="of the plain loop's DataLoader")
-    parser.add_argument('--compile', action='store_true', help='compile the bare step, too (a minute)')
-    parser.add_argument('--json', type=Path, help='file for everything, each round included')
+def parse_args():
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    subjects = ', '.join(f'{k}: {o.__doc__}' for k, o in WHAT.items())
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], epilog=subjects)
+    add = parser.add_argument
+    add('what', nargs='+', choices=[*WHAT, 'all'])
+    add('--root', type=Path, default=Path('data/datasets/cifar10'), help='folder of CIFAR-10')
+    add('--text-root', type=Path, default=Path('data/datasets/imdb'),
+        help='folder of IMDB, with aclImdb in it or beside it')
+    add('--device', type=torch.device, default=device)
+    add('--depth', type=positive, nargs='+', default=[20, 56], help='of the networks')
+    add('--batch', type=positive, default=128, help='rows in a batch')
+    add('--batches', type=positive,
+        help='batches a round of step and ensemble (default: 100 on CUDA, else 10)')
+    add('--images', type=positive,
+        help='images of an epoch and for the per-image loaders (default: 50,000 on CUDA, else 10,000)')
+    add('--rounds', type=positive, default=5, help='rounds that count')
+    add('--workers', type=positive, default=2, help="of the plain loop's DataLoader")
+    add('--compile', action='store_true', help='compile the bare step, too (a minute)')
+    add('--json', type=Path, help='file for everything, each round included')
     args = parser.parse_args()
-    cuda = args.device.type == 'cuda'
-    args.batches, args.images = args.batches or (100 if cuda else 10), args.images or (50_000 if cuda else 10_000)
-    probe = Contender('facts', facts, args)                                  # a process's peak memory begins with its parent's: the data stay out of this one
-    try: known = probe.round()[0]
+    batches, images = (100, 50_000) if args.device.type == 'cuda' else (10, 10_000)
+    args.batches, args.images = args.batches or batches, args.images or images
+    return args
+
+def look(args):
+    "The facts, found in another process: peak memory begins with that of the parent, which loads no data."
+    probe = Contender('facts', facts, args)
+    try: return probe.round()[0]
     finally: probe.stop()
-    tables = {}
+
+def main():
+    args = parse_args()
+    known, tables = look(args), {}
+    machine = f"{known['device']}, {known['cpu']}, {known['cores']} cores, {known['threads']} threads"
+    versions = ', '.join(f'{k} {known[k]}' for k in ('torch', 'torchvision', 'fastai'))
     for what in WHAT if 'all' in args.what else dict.fromkeys(args.what):
-        print(f"\n{what}: {WHAT[what].__doc__}\n{known['device']}; {known['cpu']}, {known['cores']} cores, {known['threads']} threads; torch {known['torch']}, "
-              f"torchvision {known['torchvision']}, fastai {known['fastai']}\n{'' if what == 'text' else known['data'] + '; '}median of {args.rounds} rounds")
+        data = '' if what == 'text' else f"{known['data']}, "
+        print(f'\n{what}: {WHAT[what].__doc__}\n{machine}\n{versions}\n{data}median of {args.rounds} rounds')
         tables[what] = list(WHAT[what](args, known))
-    if args.json: args.json.write_text(json.dumps(dict(facts=known, args={k: str(v) if isinstance(v, (Path, torch.device)) else v for k, v in vars(args).items()}, tables=tables), indent=1))
+    if args.json is None: return
+    given = {k: str(v) if isinstance(v, (Path, torch.device)) else v for k, v in vars(args).items()}
+    args.json.write_text(json.dumps(dict(facts=known, args=given, tables=tables), indent=1))
+
+if __name__ == '__main__': main()

@@ -108,6 +108,13 @@ def test_the_outermost_choice_of_data_wins(overrides, name, train):
     assert (cfg['dataset']['name'], cfg['dataset']['shrink']['train']) == (name, train)
     assert cfg['dataset']['root_dir'] == ('X' if 'dataset.root_dir=X' in overrides else None)
 
+@pytest.mark.parametrize('preset, data, network', [
+    ('small/fig01', 'mnist', dict(name='lenet')), ('small/fig05', 'mnist', dict(name='lenet')),
+    ('smoke/fig02', 'digits', dict(name='lenet')), ('small/table2_imagenet', 'cifar10', dict(name='resnet', depth=18))])
+def test_smaller_presets_keep_nothing_of_another_network(preset, data, network):
+    cfg = compose([f'+experiment={preset}'])
+    assert (cfg['dataset']['name'], cfg['classifier']) == (data, network)
+
 @pytest.mark.parametrize('scale, epochs, lr', [
     ('own', 300, .05), ('paper', 300, .05), ('small', 45, .1), ('smoke', 1, .05)])
 def test_scales_of_images(scale, epochs, lr):

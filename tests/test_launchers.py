@@ -1,4 +1,4 @@
-"Multiruns under other launchers: the jobs that can run do, the others are named, and what is done is not done again."
+"Multiruns under other launchers: jobs that can run do, others are named, what is done is not done again."
 import importlib.util
 import subprocess
 import sys
@@ -12,10 +12,11 @@ OVERRIDES = ['-m', *SMALL['image_classification'], *SHORT, TEACHERS]
 LAUNCHERS = dict(
     basic=[],
     joblib=['hydra/launcher=joblib', 'hydra.launcher.n_jobs=2'],
-    submitit=['hydra/launcher=submitit_local', 'hydra.launcher.timeout_min=5', 'hydra.launcher.cpus_per_task=1'],
+    submitit=['hydra/launcher=submitit_local', 'hydra.launcher.timeout_min=5',
+        'hydra.launcher.cpus_per_task=1'],
     ray=['hydra/launcher=ray', *(f'+hydra.launcher.ray.{o}' for o in (
         'init.num_cpus=2', 'init.include_dashboard=false', 'remote.num_cpus=1',
-        'init.num_gpus=1', 'remote.num_gpus=0.5'))])                         # a GPU in name only: Ray counts what it is told
+        'init.num_gpus=1', 'remote.num_gpus=0.5'))])  # a GPU in name only: Ray counts what it is told
 
 def sweep(folder, *overrides):
     "A multirun; its exit status, the lines that name jobs, and what it said."
@@ -33,7 +34,8 @@ def test_a_failed_job_stops_no_other(tmp_path, launcher):
     assert status == 1 and causes == [[wrong], ['training diverged'], [wrong]]
     assert [o.split()[3] for o in errors] == ['1', '2', '3'] and 'trainer.optimizer.lr=1e' in errors[1]
     runs = find_runs(tmp_path)
-    assert sorted(runs.state) == ['done', 'failed'] and 'training diverged' in runs.set_index('state').error['failed']
+    assert sorted(runs.state) == ['done', 'failed']
+    assert 'training diverged' in runs.set_index('state').error['failed']
 
 STUMBLE = """
 import gnosis_nb.experiment as experiment
@@ -51,7 +53,7 @@ def test_an_unforeseen_failure_stops_no_other_either(tmp_path):
     assert out.returncode == 1 and 'Traceback' in out.stderr
     assert out.stderr.splitlines()[-1].endswith('ZeroDivisionError: nobody thought of that')
     assert sorted(find_runs(tmp_path).state) == ['done', 'failed']
-    status, errors, said = sweep(tmp_path, 'seed=0,1')                       # the same sweep does what is left
+    status, errors, said = sweep(tmp_path, 'seed=0,1')  # the same sweep does what is left
     assert (status, errors) == (0, []) and said.count('already done') == 1
     assert find_runs(tmp_path).state.tolist() == ['done', 'done']
 

@@ -7,15 +7,14 @@ from torchvision import datasets
 
 import gnosis_nb.data.blocks as blocks
 import gnosis_nb.distill as distill
-from experiments import TEACHERS, conduct, images, loaded, states_below
+from experiments import SHORT, TEACHERS, conduct, images, loaded, states_below
 from fakes import fake_cifar, fake_svhn
 from gnosis_nb.schema import ConfigError
 
 
 @pytest.fixture
 def shown(monkeypatch):
-    """Every batch that a student was shown, with the source of its rows; in the end, that the teacher was asked about these
-    very pixels."""
+    "Every batch that a student was shown, and its rows' sources; in the end, that its teacher saw these pixels."
     seen, finish, before = [], blocks.DistillLoader.finish, distill.Distillation.before_batch
     def spy(self, *args):
         seen.append(dict(batch=finish(self, *args), sources=self.sources()))
@@ -23,7 +22,8 @@ def shown(monkeypatch):
     def asked(self):
         before(self)
         if not self.training: return
-        seen[-1].update(x=self.xb[0], logits=self.learn.teacher_logits, again=self.teacher(seen[-1]['batch'][0]))
+        again = self.teacher(seen[-1]['batch'][0])
+        seen[-1].update(x=self.xb[0], logits=self.learn.teacher_logits, again=again)
     monkeypatch.setattr(blocks.DistillLoader, 'finish', spy)
     monkeypatch.setattr(distill.Distillation, 'before_batch', asked)
     yield seen
@@ -35,7 +35,7 @@ def shown(monkeypatch):
 def student(pool, tmp_path, *overrides):
     "A student of a teacher in the pool, and the lines of its run."
     r, lines = images(tmp_path, 'trainer.precision=fp32', f'teacher.ckpt_dir={pool}', *overrides)
-    assert len(loaded(lines)) == 1                                           # the policy is the student's affair
+    assert len(loaded(lines)) == 1  # the policy is the student's affair
     return r, lines
 
 def all_rows(shown):
@@ -45,7 +45,8 @@ def all_rows(shown):
 
 
 @pytest.mark.parametrize('policy, source, labelled', [
-    *((o, 'digits/train', 1347) for o in ('baseline', 'rotation', 'vertical_flip', 'colorjitter', 'comb_aug')),
+    ('baseline', 'digits/train', 1347), ('rotation', 'digits/train', 1347), ('vertical_flip', 'digits/train', 1347),
+    ('colorjitter', 'digits/train', 1347), ('comb_aug', 'digits/train', 1347),
     ('mixup', 'mixed digits/train', 0)])
 def test_composition(pool, tmp_path, shown, policy, source, labelled):
     r, _ = student(pool, tmp_path, f'policy={policy}')
@@ -60,8 +61,8 @@ def test_noise(pool, tmp_path, shown):
     assert len(noise) == 1347 and abs(noise.float().mean() - .2) < .05 and torch.equal(y == -100, noise)
 
 def test_synthetic_rows_with_an_untrained_generator(tmp_path, shown):
-    small = ['dataset.subsample.ratio=0.2', 'density_model.generator.k=8', 'dataloader.batch_size=512', 'trainer.precision=fp32']
-    _, lines = images(tmp_path, *small, 'policy=gan', 'distill_loader.temp=[1,2]')
+    small = ['dataset.subsample.ratio=0.2', 'density_model.generator.k=8', 'dataloader.batch_size=512']
+    _, lines = images(tmp_path, *small, 'trainer.precision=fp32', 'policy=gan', 'distill_loader.temp=[1,2]')
     assert any('UNTRAINED' in o for o in lines)
     y, temp, sources = all_rows(shown)
     assert (y >= 0).tolist() == [True]*269 + [False]*67 and sources[269:] == ['synthetic']*67
@@ -99,7 +100,7 @@ def test_cifar100_svhn_shares_the_teachers_of_cifar100(tmp_path, monkeypatch, sh
     fake_cifar(folder/'cifar100', monkeypatch, datasets.CIFAR100, n=20)
     fake_svhn(folder/'svhn', monkeypatch, n=30)
     (folder/'cifar100_svhn').symlink_to(folder/'cifar100')
-    small = ['classifier=preresnet8', 'trainer.num_epochs=1', 'device=cpu', 'dataloader.batch_size=16', 'trainer.precision=fp32']
+    small = ['classifier=preresnet8', *SHORT, 'dataloader.batch_size=16', 'trainer.precision=fp32']
     conduct('image_classification', *small, 'dataset=cifar100', TEACHERS)
     _, lines = conduct('image_classification', *small, *options)
     y, _, sources = all_rows(shown)

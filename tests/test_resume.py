@@ -1,35 +1,48 @@
-"Runs that are killed, interrupted, started twice or fail: what is left, and what the same command makes of it."
-import json, os, resource, signal, subprocess, sys, time
+"Runs that are killed, interrupted, started twice or fail: what is left, and how the same command goes on."
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
-from gnosis_nb.cli import compose
-from gnosis_nb.experiment import ConfigError, image_classification
-from gnosis_nb.runs import find_runs
+from experiments import conduct
 from gnosis_nb.checkpoint import load_checkpoint
+from gnosis_nb.distill import FidelityTable
+from gnosis_nb.runs import find_runs
+from gnosis_nb.schema import ConfigError
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}
-SMALL = ['dataset=digits', 'dataset.size=8', 'classifier.depth=8', 'dataloader.batch_size=64', 'trainer.num_epochs=2', 'trainer.eval_period=1', 'device=cpu']
-LONG = ['trainer.num_epochs=400', 'trainer.eval_period=100']
+SMALL = ['+experiment=digits', 'dataset.size=8', 'classifier.depth=8', 'dataloader.batch_size=64',
+    'trainer.num_epochs=2', 'trainer.eval_period=1', 'device=cpu']
+PIPES = dict(env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-def command(folder, *overrides): return [sys.executable, str(ROOT/'scripts/image_classification.py'), *SMALL, f'data_dir={folder}', *overrides]
-def heed_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)             # also where the tests run in the background of a script
-def start(folder, *overrides): return subprocess.Popen(command(folder, *overrides), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
-def complete(folder, *overrides): return subprocess.run(command(folder, *overrides), env=ENV, capture_output=True, text=True)
-def run(folder, *overrides):
-    lines = []
-    return image_classification(compose([*SMALL, f'data_dir={folder}', *overrides]), say=lines.append), lines
+def command(folder, *overrides):
+    return [str(ROOT/'scripts/image_classification.py'), *SMALL, f'data_dir={folder}', *overrides]
 
-def wait_for(condition, process, limit=120):
-    for _ in range(limit * 10):
-        if condition(): return
-        if process.poll() is not None: pytest.fail(process.communicate()[1][-2000:])
-        time.sleep(.1)
-    pytest.fail('nothing happened')
+def complete(folder, *overrides, **kwargs):
+    return subprocess.run([sys.executable, *command(folder, *overrides)], **PIPES, **kwargs)
+
+def heed_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)    # a script's background job ignores it
+
+def start(folder, *overrides, at, n=1):
+    "A process that has stopped before it put a file called `at` in its place for the n-th time."
+    events = [sys.executable, str(ROOT/'tests/events.py'), 'SIGSTOP', at, str(n)]
+    process = subprocess.Popen([*events, *command(folder, *overrides)], **PIPES, preexec_fn=heed_ctrl_c)
+    what = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert what.si_code == os.CLD_STOPPED, process.communicate()[1][-2000:]
+    return process
+
+def kill(process): process.kill(); process.communicate()
+
+def run(folder, *overrides): return conduct('image_classification', *SMALL, f'data_dir={folder}', *overrides)
 
 def results(folder):
     "Weights, tables and summary of the one run below a folder, which is done and has nothing lying about."
@@ -37,128 +50,145 @@ def results(folder):
     assert runs.state.tolist() == ['done']
     path = Path(runs.path[0])
     assert not list(path.glob('.training_state*')) and not list(path.glob('.*.tmp'))
-    return {o.name: load_checkpoint(o)[0] for o in path.glob('*.safetensors')}, {o.name: o.read_bytes() for o in path.glob('*.csv')}, (path/'summary.json').read_text()
+    nets = {o.name: load_checkpoint(o)[0] for o in path.glob('*.safetensors')}
+    return nets, {o.name: o.read_bytes() for o in path.glob('*.csv')}, (path/'summary.json').read_text()
 
 def same(a, b):
     (nets, *files), (nets_b, *files_b) = a, b
-    return nets.keys() == nets_b.keys() and all(torch.equal(v, nets_b[n][k]) for n, net in nets.items() for k, v in net.items()) and files == files_b
+    weights = ((v, nets_b[name][k]) for name, net in nets.items() for k, v in net.items())
+    return nets.keys() == nets_b.keys() and files == files_b and all(torch.equal(*o) for o in weights)
+
+def save_images(folder, shade, classes=2):
+    "A folder of images by class, with training and test images."
+    for split in ('train', 'test'):
+        for k in range(classes):
+            (path := folder/split/f'class{k}').mkdir(parents=True, exist_ok=True)
+            for i in range(4): Image.new('RGB', (8, 8), (shade + i, 40*k, 10*i)).save(path/f'{i}.png')
+    return folder
 
 
 @pytest.mark.parametrize('kind, n', [('image', 20), ('text', 5), ('gan', 5)])
 def test_killed_at_any_moment(tmp_path, kind, n):
-    out = subprocess.run([sys.executable, str(ROOT/'tests/killing.py'), kind, str(tmp_path), str(n)], env=ENV, capture_output=True, text=True)
+    args = [sys.executable, str(ROOT/'tests/killing.py'), kind, str(tmp_path), str(n)]
+    out = subprocess.run(args, env=ENV, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr[-2000:]
     killed = out.stdout.splitlines()
-    print('\n'.join(killed))
-    assert len(killed) == n and sum('training_state' in o for o in killed) >= n // 4, out.stdout    # many in the middle of a training
+    assert len(killed) == n and sum('training_state' in o for o in killed) >= n // 4, out.stdout
     whole = results(tmp_path/'whole')
     assert [same(results(tmp_path/str(i)), whole) for i in range(n)] == [True]*n
 
 
 def test_a_run_is_done_once(tmp_path):
     first, _ = run(tmp_path)
-    again, lines = run(tmp_path, 'exp_name=another_name', 'trainer.state_minutes=0', 'dataloader.num_workers=1')
-    assert again.path == first.path and again.finished and lines[0] == f'already done: {first.path}; force=true does it again'
-    assert again.tables == first.tables and lines[1].split()[:5] == ['accuracy', 'nll', 'ece', 'agreement', 'kl']
-    forced, lines = run(tmp_path, 'force=true')
-    assert forced.path != first.path and not forced.finished
-    other, _ = run(tmp_path, 'seed=1')
-    assert other.path not in (first.path, forced.path) and len(find_runs(tmp_path)) == 3
+    others = 'exp_name=another_name', 'trainer.state_minutes=0', 'dataloader.num_workers=1'
+    again, lines = run(tmp_path, *others)
+    assert again.path == first.path and again.finished and again.tables == first.tables
+    assert lines[0] == f'already done: {first.path}; force=true does it again'
+    assert lines[1].split()[:5] == ['accuracy', 'nll', 'ece', 'agreement', 'kl']
+
+@pytest.mark.parametrize('override', ['force=true', 'seed=1'])
+def test_a_forced_run_and_another_seed_are_new_runs(tmp_path, override):
+    first, _ = run(tmp_path)
+    other, _ = run(tmp_path, override)
+    assert other.path != first.path and not other.finished and len(find_runs(tmp_path)) == 2
 
 def test_a_folder_with_other_images_is_another_run(tmp_path):
-    from PIL import Image
-    def folder(name, shade):
-        for split in ('train', 'test'):
-            for k in range(2):
-                (tmp_path/name/split/f'class{k}').mkdir(parents=True)
-                for i in range(4): Image.new('RGB', (8, 8), (shade + i, 40*k, 10*i)).save(tmp_path/name/split/f'class{k}'/f'{i}.png')
-        return f'dataset.root_dir={tmp_path/name}'
-    a, b, copy = folder('a', 10), folder('b', 60), folder('copy_of_a', 10)
     options = ['dataset=image_folder', 'dataset.size=8', 'augmentation.transforms_list=[]']
-    first, _ = run(tmp_path/'runs', *options, a)
-    assert not run(tmp_path/'runs', *options, b)[0].finished
-    assert run(tmp_path/'runs', *options, copy)[0].path == first.path
+    shades = dict(a=10, b=60, copy_of_a=10)
+    a, b, copy = (save_images(tmp_path/name, shade) for name, shade in shades.items())
+    first, _ = run(tmp_path/'runs', *options, f'dataset.root_dir={a}')
+    assert not run(tmp_path/'runs', *options, f'dataset.root_dir={b}')[0].finished
+    assert run(tmp_path/'runs', *options, f'dataset.root_dir={copy}')[0].path == first.path
 
-def test_two_processes(tmp_path):
-    one = start(tmp_path, *LONG)
-    wait_for(lambda: list(tmp_path.rglob('student_init.safetensors')) or list(tmp_path.rglob('teacher_init_0.safetensors')), one)
-    two = complete(tmp_path, *LONG)
+def test_other_images_beside_the_set_are_another_run(tmp_path):
+    extra = f"distill_loader.extra=[{{name: image_folder, root_dir: '{tmp_path}/extra', size: 8}}]"
+    save_images(tmp_path/'extra', 10, classes=1)
+    run(tmp_path/'runs', extra)
+    save_images(tmp_path/'extra', 99, classes=1)
+    assert not run(tmp_path/'runs', extra)[0].finished
+    assert run(tmp_path/'runs', extra)[0].finished
+
+def test_equal_numbers_are_one_run(tmp_path):
+    run(tmp_path, 'loss.alpha=0', 'distill_loader.temp=4', 'device=auto')
+    again, _ = run(tmp_path, 'loss.alpha=0.0', 'distill_loader.temp=4.0', 'device=cpu')
+    assert again.finished == (not torch.cuda.is_available())
+
+
+def test_a_second_process_is_refused(tmp_path):
+    one = start(tmp_path, at='student_init.safetensors')
+    two = complete(tmp_path)
+    kill(one)
+    said = two.stderr.strip().splitlines()[-1]
     path = find_runs(tmp_path).path[0]
-    assert two.returncode == 1 and two.stderr.strip().splitlines()[-1].startswith(f'error: {path}: process {one.pid} on ') and 'is doing this run already' in two.stderr
-    one.kill(); one.wait()
-    short = complete(tmp_path, *LONG, 'trainer.num_epochs=1')                # its lock is no obstacle, and a dead process holds none
-    assert short.returncode == 0
-    three = start(tmp_path, *LONG)
-    wait_for(lambda: json.loads(Path(path, 'state.json').read_text())['process']['pid'] == three.pid, three)
-    three.kill(); three.wait()
+    assert two.returncode == 1 and said.startswith(f'error: {path}: process {one.pid} on ')
+    assert 'is doing this run already' in said
+
+def test_a_dead_process_holds_no_lock(tmp_path):
+    kill(start(tmp_path, at='student_init.safetensors'))
+    assert complete(tmp_path, 'trainer.num_epochs=1').returncode == 0     # another run, with its own lock
+    path = find_runs(tmp_path).query("state == 'running'").path.item()
+    again = start(tmp_path, at='student_train_metrics.csv')
+    kill(again)
+    assert json.loads(Path(path, 'state.json').read_text())['process']['pid'] == again.pid
     assert len(find_runs(tmp_path)) == 2
 
 @pytest.mark.parametrize('sign, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_the_scheduler_lose_nothing(tmp_path, sign, status):
-    process = start(tmp_path, *LONG, 'trainer.state_minutes=60')
-    wait_for(lambda: any(len(pd.read_csv(o)) > 20 for o in tmp_path.rglob('teacher_0_train_metrics.csv')), process)
-    process.send_signal(sign)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == status and said.strip().splitlines()[-1] == 'interrupted; the same command goes on from here'
+    slow = ['trainer.num_epochs=4', 'trainer.state_minutes=60']
+    process = start(tmp_path, *slow, at='teacher_0_train_metrics.csv', n=3)
+    process.send_signal(sign); process.send_signal(signal.SIGCONT)
+    _, said = process.communicate()
+    assert process.returncode == status
+    assert said.strip().splitlines()[-1] == 'interrupted; the same command goes on from here'
     runs = find_runs(tmp_path)
     state = Path(runs.path[0])/'.training_state_teacher_0.safetensors'
-    assert runs.state.tolist() == ['interrupted']
-    assert load_checkpoint(state)[1]['training']['epoch'] >= len(pd.read_csv(state.with_name('teacher_0_train_metrics.csv'))) - 1 > 19
+    assert runs.state.tolist() == ['interrupted'] and load_checkpoint(state)[1]['training']['epoch'] == 2
+    assert len(pd.read_csv(state.with_name('teacher_0_train_metrics.csv'))) == 2
 
 def test_a_damaged_state_begins_anew_and_ends_the_same(tmp_path):
-    whole, _ = run(tmp_path/'whole', 'seed=3')
-    process = start(tmp_path/'damaged', 'seed=3', 'trainer.state_minutes=0')
-    wait_for(lambda: list(tmp_path.rglob('damaged/**/.training_state_*')), process)
-    process.kill(); process.wait()
-    for state in (tmp_path/'damaged').rglob('.training_state_*'): state.write_bytes(state.read_bytes()[:-50])
+    run(tmp_path/'whole', 'seed=3')
+    kill(start(tmp_path/'damaged', 'seed=3', 'trainer.state_minutes=0', at='.training_state_*', n=2))
+    state, = (tmp_path/'damaged').rglob('.training_state_*.safetensors')
+    state.write_bytes(state.read_bytes()[:-50])
     _, lines = run(tmp_path/'damaged', 'seed=3')
-    assert any('damaged' in o and 'begins anew' in o for o in lines) and same(results(tmp_path/'whole'), results(tmp_path/'damaged'))
+    assert any('damaged' in o and 'begins anew' in o for o in lines)
+    assert same(results(tmp_path/'whole'), results(tmp_path/'damaged'))
 
-def test_a_teacher_that_has_changed_since(tmp_path):
+def test_a_run_keeps_the_teachers_it_began_with(tmp_path):
     teacher, _ = run(tmp_path, 'trainer.distill_teacher=false')
-    process = start(tmp_path, *LONG)
-    wait_for(lambda: list(tmp_path.rglob('.training_state_student.safetensors')) or list(tmp_path.rglob('student_train_metrics.csv')), process)
-    process.kill(); process.wait()
-    other, _ = run(tmp_path, 'trainer.distill_teacher=false', 'teacher.use_ckpts=false', 'seed=9')       # more teachers do not matter …
-    used = json.loads(Path(find_runs(tmp_path).query("state == 'running'").path.item(), 'state.json').read_text())['plan']
-    assert [[tmp_path/Path(o['path']).parent for o in group] for group in used] == [[teacher.path]]
+    kill(start(tmp_path, at='student_train_metrics.csv', n=2))
+    other, _ = run(tmp_path, 'trainer.distill_teacher=false', 'teacher.use_ckpts=false', 'seed=9')
+    begun = find_runs(tmp_path).query("state == 'running'").path.item()
+    plan = json.loads(Path(begun, 'state.json').read_text())['plan']
+    assert [[tmp_path/Path(o['path']).parent for o in group] for group in plan] == [[teacher.path]]
     (teacher.path/'teacher_0.safetensors').write_bytes((other.path/'teacher_0.safetensors').read_bytes())
-    with pytest.raises(ConfigError, match='a teacher this run has begun with, is gone or another now'): run(tmp_path, *LONG)
+    message = 'a teacher this run has begun with, is gone or another now'
+    with pytest.raises(ConfigError, match=message): run(tmp_path)
+
 
 def test_a_diverged_run_says_where(tmp_path):
     out = complete(tmp_path, 'trainer.optimizer.lr=1e20')
     state = json.loads(next(tmp_path.rglob('state.json')).read_text())
     assert out.returncode == 1 and state['state'] == 'failed'
-    for text in (out.stderr, state['error']): assert 'training diverged: train_loss of epoch 1 is' in text and 'in batch' in text and 'learning rate 1e+20' in text and 'norm of the gradients' in text
+    for part in ('training diverged: train_loss of epoch 1 is', 'in batch', 'learning rate 1e+20', 'norm of'):
+        assert part in out.stderr and part in state['error']
     assert not list(tmp_path.rglob('summary.json')) and not list(tmp_path.rglob('teacher_0.safetensors'))
 
-def test_a_full_disk(tmp_path):
+def small_files():
     "A limit on the size of files stands for a full disk: the write fails in the middle."
-    limited = subprocess.run(command(tmp_path, 'trainer.num_epochs=3'), env=ENV, capture_output=True, text=True, preexec_fn=lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))))
-    assert limited.returncode == 1 and 'teacher_init_0' in limited.stderr and 'Traceback' not in limited.stderr
-    assert find_runs(tmp_path).state.tolist() == ['failed'] and not list(tmp_path.rglob('.*.tmp')) and not list(tmp_path.rglob('*.safetensors'))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+def test_a_full_disk(tmp_path):
+    limited = complete(tmp_path, 'trainer.num_epochs=3', preexec_fn=small_files)
+    assert limited.returncode == 1
+    assert 'teacher_init_0' in limited.stderr and 'Traceback' not in limited.stderr
+    assert find_runs(tmp_path).state.tolist() == ['failed']
+    assert not list(tmp_path.rglob('.*.tmp')) and not list(tmp_path.rglob('*.safetensors'))
     done = complete(tmp_path, 'trainer.num_epochs=3')
     assert done.returncode == 0 and find_runs(tmp_path).state.tolist() == ['done']
 
-def test_other_images_beside_the_set_are_another_run(tmp_path):
-    from PIL import Image
-    def images(shade):
-        for split in ('train', 'test'):
-            (tmp_path/'extra'/split/'a').mkdir(parents=True, exist_ok=True)
-            for i in range(4): Image.new('RGB', (8, 8), (shade + i,)*3).save(tmp_path/'extra'/split/'a'/f'{i}.png')
-    images(10)
-    extra = f"distill_loader.extra=[{{name: image_folder, root_dir: '{tmp_path}/extra', size: 8}}]"
-    first, _ = run(tmp_path/'runs', extra)
-    images(99)
-    assert not run(tmp_path/'runs', extra)[0].finished
-    assert run(tmp_path/'runs', extra)[0].finished
-
-def test_equal_numbers_are_one_run(tmp_path):
-    first, _ = run(tmp_path, 'loss.alpha=0', 'distill_loader.temp=4', 'device=auto')
-    assert run(tmp_path, 'loss.alpha=0.0', 'distill_loader.temp=4.0', 'device=cpu')[0].finished == (not torch.cuda.is_available())
-
 def test_a_run_goes_on_from_elsewhere(tmp_path, monkeypatch):
-    from gnosis_nb.distill import FidelityTable
     (tmp_path/'here').mkdir(); (tmp_path/'there').mkdir()
     monkeypatch.chdir(tmp_path/'here')
     run('runs', 'trainer.distill_teacher=false')
@@ -171,7 +201,7 @@ def test_a_run_goes_on_from_elsewhere(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt): run('runs')
     (tmp_path/'here'/'runs').rename(tmp_path/'there'/'moved')
     monkeypatch.chdir(tmp_path)
-    r, lines = run(tmp_path/'there'/'moved')
+    r, _ = run(tmp_path/'there'/'moved')
     assert not r.finished and len(r.state['continued']) == 1 and r.state['state'] == 'done'
 
 def test_a_done_run_without_its_report(tmp_path):

@@ -353,7 +353,7 @@ def draw_basins(
         fig, axs = plt.subplots(1, len(lams), figsize=size, squeeze=False, layout='constrained')
         for ax, lam in zip(axs.flat, lams):
             s = surfaces[surfaces.lam == lam]
-            s = s.assign(distillation=s.kl.clip(lower=limits[0]/2))         # zero has no logarithm
+            s = s.assign(kl=s.kl.clip(lower=limits[0]/2))                   # zero has no logarithm
             o = s.iloc[0]
             points = {'teacher': (o.a_t, o.b_t), 'start': (o.a_0, o.b_0), 'end': (o.a_1, o.b_1)}
             plot_surface(s, points=points, limits=limits, label='KL to the teacher (nats)', ax=ax)

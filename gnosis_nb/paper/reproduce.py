@@ -17,19 +17,21 @@ import torch
 from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..checkpoint import checkpoint_info, find_checkpoints, load_checkpoint, load_weights, write_atomic
+from ..checkpoint import (
+    checkpoint_info, find_checkpoints, load_checkpoint, load_network, load_weights, write_atomic)
 from ..cli import compose_sweep
-from ..experiment import load_data, load_network, network_options
+from ..inputs import load_inputs
 from ..landscape import Plane, grid_axes, loss_surface
-from ..losses import TeacherStudentKL, reduce_ensemble_logits
+from ..losses import reduce_ensemble_logits
 from ..models import build_classifier, build_gan
-from .claims import check_claims, interval
+from .claims import check_claims
 from .plots import FIGURES, draw, draw_answers, draw_basins, save_figure
 from .sweeps import (
     SCALES, SWEEPS, Results, command_of, done_runs, ensemble_logits, evaluation_batches, load_results,
     override_key, result_row, results, run_here, run_state, save_results, settings_row, shown_images,
     sweep_jobs, teacher_jobs, train)
-from ..runs import RunLocked, run_identity
+from ..runs import RunLocked
+from ..settings import network_options, teacher_recipe
 
 # %% ../../nbs/64_paper.reproduce.ipynb #ba1706fb
 def draw_samples(
@@ -63,14 +65,13 @@ def basins(
     "KL to the teacher around the students of the first trial that are done. (Stanton et al. 2021, Figure 6c)"
     done, out = done_runs(data_dir), []
     for job in jobs:
-        path, lam = done.get(run_identity(job.settings)), settings_row(job.settings)['lam']
-        if job.preset != 'fig06b' or job.settings['trial_id'] or path is None or lam not in lams: continue
+        path, lam = done.get(job.identity), settings_row(job.settings)['lam']
+        if job.preset != 'fig06b' or job.settings.trial_id or path is None or lam not in lams: continue
         teacher, net = load_network(run_state(path)['teachers'][0][0]), load_network(path/'student.safetensors')
         start = load_checkpoint(path/'student_init.safetensors')[0]
         plane = Plane(net, teacher.state_dict(), start, net.state_dict())
         batches = evaluation_batches(job.settings, images=images)
-        s = loss_surface(net, plane, teacher, batches, *grid_axes(plane, n), loss=TeacherStudentKL(), temp=4.)
-        s = s.rename(columns=dict(distillation='kl'))
+        s = loss_surface(net, plane, teacher, batches, *grid_axes(plane, n), temp=4.)
         (a_t, b_t), (a_0, b_0), (a_1, b_1) = plane.corners
         out.append(s.assign(lam=lam, a_t=a_t, b_t=b_t, a_0=a_0, b_0=b_0, a_1=a_1, b_1=b_1))
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame()
@@ -85,9 +86,9 @@ def teacher_answers(
     "What ensembles of teachers say of training images, with τ = 1 and 4, and of test images. (Stanton et al. 2021, Figure 8)"
     done, out = done_runs(data_dir), []
     for job in jobs:
-        if (path := done.get(run_identity(job.settings))) is None: continue
+        if (path := done.get(job.identity)) is None: continue
         members, depth = run_state(path)['teachers'][0], settings_row(job.settings)['pair'].split(' / ')[0]
-        sets = load_data(job.settings)[1]
+        sets = load_inputs(job.settings).sets
         for data, tau in (('train', 1.), ('train', 4.), ('test', 1.)):
             examples = getattr(sets, data)
             z = ensemble_logits(members, evaluation_batches(job.settings, data, images))
@@ -110,22 +111,21 @@ def _forward_flops(spec): # JSON of `build_classifier`'s arguments
 _SETS = dict(cifar100=(50_000, 3, 32, 100), mnist=(200, 1, 28, 10), imagenet=(1_281_167, 3, 224, 1000))
 
 def _network_flops(cfg, who):
-    _, channels, size, classes = _SETS[cfg['dataset']['name']]
+    _, channels, size, classes = _SETS[cfg.dataset.name]
     spec = dict(network_options(cfg, who), num_classes=classes, in_channels=channels, input_size=size)
     return _forward_flops(json.dumps(spec))
 
 def _cost_of_teachers(cfg):
     "Epochs, images, arithmetic of an image."
-    epochs = cfg['teacher']['trainer']['num_epochs'] or cfg['trainer']['num_epochs']
-    epochs *= cfg['teacher']['num_components']
-    images = _SETS[cfg['dataset']['name']][0]*cfg['dataset']['subsample']['ratio']
+    epochs = teacher_recipe(cfg).num_epochs*cfg.teacher.num_components
+    images = _SETS[cfg.dataset.name][0]*cfg.dataset.subsample.ratio
     return epochs, images*epochs, 3*_network_flops(cfg, 'teacher')
 
 def _cost_of_student(cfg):
-    epochs, load, share = cfg['trainer']['num_epochs'], cfg['distill_loader'], cfg['dataset']['subsample']['ratio']
-    own = _SETS[cfg['dataset']['name']][0]*sum((share, 1 - share)[i] for i in load['splits'])
-    images = (own + shown_images(cfg))*(1 + load['synth_ratio'])
-    flops = 3*_network_flops(cfg, 'classifier') + cfg['teacher']['num_components']*_network_flops(cfg, 'teacher')
+    epochs, load, share = cfg.trainer.num_epochs, cfg.distill_loader, cfg.dataset.subsample.ratio
+    own = _SETS[cfg.dataset.name][0]*sum((share, 1 - share)[i] for i in load.splits)
+    images = (own + shown_images(cfg))*(1 + load.synth_ratio)
+    flops = 3*_network_flops(cfg, 'classifier') + cfg.teacher.num_components*_network_flops(cfg, 'teacher')
     return epochs, images*epochs, flops
 
 # %% ../../nbs/64_paper.reproduce.ipynb #73a2250f
@@ -137,8 +137,8 @@ def cost_table(
     resnet20 = dict(name='preresnet', depth=20, num_classes=100, in_channels=3, input_size=32)
     unit, rows = 3*_forward_flops(json.dumps(resnet20)), {}
     for name in names or [k for k, presets in SWEEPS.items() if command_of(presets[0]) == 'image_classification']:
-        jobs = list({run_identity(o.settings): o for o in sweep_jobs(name, 'paper')}.values())
-        if jobs[0].settings['trainer']['distill_teacher']:
+        jobs = list({o.identity: o for o in sweep_jobs(name, 'paper')}.values())
+        if jobs[0].settings.trainer.distill_teacher:
             teachers = [compose_sweep(o)[0][1] for o in teacher_jobs(jobs)]
             costs = [_cost_of_student(o.settings) for o in jobs] + [_cost_of_teachers(o) for o in teachers]
         else: costs = [_cost_of_teachers(o.settings) for o in jobs]
@@ -171,7 +171,7 @@ def make_figure(
     jobs = train(name, scale, overrides, data_dir, say=say)
     stem = Path(folder)/f'{name}_{scale}'
     if name == 'fig07':
-        fig, path = draw_samples(done_runs(data_dir)[run_identity(jobs[0].settings)])
+        fig, path = draw_samples(done_runs(data_dir)[jobs[0].identity])
         save_figure(fig, stem)
         say(f'{stem}.png, {stem}.pdf: samples of {path}')
         return None

@@ -222,8 +222,8 @@ def test_same_seed_same_bits(tmp_path, command):
 @both
 def test_networks_trained_together_are_those_trained_one_by_one(tmp_path, command):
     overrides = ['teacher.num_components=2', 'teacher.independent=true', 'trainer.num_epochs=2']
-    one,
-    many = (small(command, tmp_path/str(k), *overrides, f'trainer.parallel_models={k}')[0] for k in (1, 4))
+    def go(k): return small(command, tmp_path/str(k), *overrides, f'trainer.parallel_models={k}')[0]
+    one, many = go(1), go(4)
     assert same_networks(one, many) and len(checkpoints(one)) == 12
     for name in [*(f'teacher_{i}_train_metrics' for i in range(4)), 'student_train_metrics']:
         pd.testing.assert_frame_equal(table(one, name), table(many, name))

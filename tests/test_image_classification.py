@@ -1,6 +1,5 @@
 "What only images have: which teachers fit, hostile checkpoints, batches, files of other programs."
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from torchvision import datasets
 
 import gnosis_nb.distill as distill
 import gnosis_nb.experiment as experiment
-from experiments import (SHORT, TEACHERS, checkpoints, conduct, equal, images, loaded, report, states_below, table,
-    weights)
+from experiments import (SHORT, TEACHERS, checkpoints, conduct, equal, images, loaded, report, states_below,
+    table, weights)
 from fakes import fake_cifar
 from gnosis_nb.checkpoint import load_weights, save_checkpoint
 from gnosis_nb.cli import compose
@@ -57,8 +56,8 @@ def test_teachers_of_other_pixels_are_not_used_and_those_of_the_same_in_another_
                 path.mkdir(parents=True)
                 for i in range(4): Image.new('RGB', (8, 8), (shade + i, 40*k, 10*i)).save(path/f'{i}.png')
         data = ['dataset=image_folder', f'dataset.root_dir={tmp_path/name}']
-        options = ['augmentation.transforms_list=[]', 'classifier.depth=8', *SHORT, 'force=true', f'data_dir={tmp_path}/runs']
-        return conduct('image_classification', *data, *options)[1]
+        options = ['augmentation.transforms_list=[]', 'classifier.depth=8', *SHORT, 'force=true']
+        return conduct('image_classification', *data, *options, f'data_dir={tmp_path}/runs')[1]
     assert [len(loaded(folder(*o))) for o in (('a', 10), ('b', 200), ('c', 10))] == [0, 0, 1]
 
 def test_a_missing_teacher_is_none_of_those_there(tmp_path):

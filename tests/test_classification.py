@@ -11,8 +11,7 @@ from torchvision import datasets
 
 import gnosis_nb.distill as distill
 from experiments import (SHORT, SMALL, TEACHERS, checkpoints, conduct, equal, loaded, report, same_networks,
-    script,
-    small, states_below, table, weights)
+    script, small, states_below, table, weights)
 from fakes import fake_cifar, fake_imdb
 from gnosis_nb.checkpoint import load_network, save_checkpoint
 from gnosis_nb.cli import compose
@@ -138,8 +137,8 @@ def test_only_what_is_missing_is_trained(pool, tmp_path, command):
     r, lines = small(command, own, TEACHERS, 'teacher.num_components=4', 'job_name=fourth')
     assert loaded(lines) == [f'three/teacher_{i}' for i in range(3)]
     assert checkpoints(r) == {'teacher_init_3', 'teacher_3'} and len(report(r)) == 5
-    r,
-    lines = small(command, own, 'teacher.num_components=2', 'teacher.independent=true', 'teacher.ckpt_dir=.')
+    two = ['teacher.num_components=2', 'teacher.independent=true']
+    r, lines = small(command, own, *two)
     assert loaded(lines) == [*(f'three/teacher_{i}' for i in range(3)), 'fourth/teacher_3']
     assert checkpoints(r) == {'student_init', 'student', 'independent_student_init', 'independent_student'}
     assert list(report(r).index) == ['teacher', 'student', 'independent student', 'teacher_0', 'teacher_1']
@@ -160,17 +159,15 @@ def find(command, folder, *overrides):
     'classifier.norm=layer', 'teacher.trainer.batch_size=64')),
     *((TEXTS, other) for other in (
     'dataset.noise=0.1', 'dataset.min_freq=3', 'dataset.max_len=10', 'teacher.depth=2',
-    'classifier.lstm_cell_size=8',
-    'classifier.bidirectional=false'))])
+    'classifier.lstm_cell_size=8', 'classifier.bidirectional=false'))])
 def test_teachers_of_another_experiment_are_not_used(pool, command, other):
     assert find(command, pool, other) == []
 
 @pytest.mark.parametrize('command, same', [
     (IMAGES, 'trainer.num_epochs=7'), (IMAGES, 'teacher.trainer.num_epochs=1'),
-    (IMAGES, 'distill_loader.temp=1'),
-    (IMAGES, 'dataset.shuffle_train_targets.seed=5'), (TEXTS, 'trainer.num_epochs=7'),
-    (TEXTS, 'distill_loader.temp=4'),
-    (TEXTS, 'dataloader.bucket=true'), (TEXTS, 'dataset.backend=builtin'), (TEXTS, 'dataset.download=false')])
+    (IMAGES, 'distill_loader.temp=1'), (IMAGES, 'dataset.shuffle_train_targets.seed=5'),
+    (TEXTS, 'trainer.num_epochs=7'), (TEXTS, 'distill_loader.temp=4'), (TEXTS, 'dataloader.bucket=true'),
+    (TEXTS, 'dataset.backend=builtin'), (TEXTS, 'dataset.download=false')])
 def test_teachers_of_the_same_experiment_are_used(pool, command, same):
     assert find(command, pool, same) == [f'three/teacher_{i}' for i in range(3)]
 

@@ -39,23 +39,20 @@ def name_of(path): return path.relative_to(CONFIG).with_suffix('').as_posix()
 DEFAULTS = {
     IMAGES: {
         'dataset.name': 'cifar100', 'dataset.subsample.ratio': 1.,
-        'dataset.shuffle_train_targets.enabled': False,
-        'classifier.name': 'preresnet', 'classifier.depth': 20, 'classifier.skip_connections': True,
-        'density_model.name': 'sngan', 'density_model.z_dim': 128, 'density_model.generator.k': 256,
-        'density_model.discriminator.k': 128, 'loss.name': 'ts_fwd_cross_ent', 'loss.alpha': 0.,
-        'logger.name': 'local',
-        'augmentation.transforms_list': ['crop', 'horizontal_flip'], 'augmentation.normalization': 'unitcube',
-        'teacher.name': 'preresnet', 'teacher.depth': 20, 'teacher.num_components': 1,
-        'teacher.use_ckpts': True,
-        'teacher.ckpt_init.type': None, 'trainer.num_epochs': 300, 'trainer.eval_period': 10,
-        'trainer.eval_dataset': 'test',
+        'dataset.shuffle_train_targets.enabled': False, 'classifier.name': 'preresnet',
+        'classifier.depth': 20, 'classifier.skip_connections': True, 'density_model.name': 'sngan',
+        'density_model.z_dim': 128, 'density_model.generator.k': 256, 'density_model.discriminator.k': 128,
+        'loss.name': 'ts_fwd_cross_ent', 'loss.alpha': 0., 'logger.name': 'local',
+        'augmentation.transforms_list': ['crop', 'horizontal_flip'],
+        'augmentation.normalization': 'unitcube', 'teacher.name': 'preresnet', 'teacher.depth': 20,
+        'teacher.num_components': 1, 'teacher.use_ckpts': True, 'teacher.ckpt_init.type': None,
+        'trainer.num_epochs': 300, 'trainer.eval_period': 10, 'trainer.eval_dataset': 'test',
         'trainer.optimizer.name': 'SGD', 'trainer.optimizer.lr': .05, 'trainer.optimizer.weight_decay': 1e-4,
         'trainer.optimizer.momentum': .9, 'trainer.optimizer.nesterov': True,
-        'trainer.lr_scheduler.eta_min': 1e-6,
-        'trainer.distill_teacher': True, 'trainer.freeze_bn': False, 'dataloader.batch_size': 128,
-        'dataloader.shuffle': True,
-        'distill_loader.splits': [0], 'distill_loader.temp': 4., 'distill_loader.mixup_alpha': 0.,
-        'distill_loader.mixup_portion': 1., 'distill_loader.synth_ratio': 0., 'trial_id': 0, 'seed': 0},
+        'trainer.lr_scheduler.eta_min': 1e-6, 'trainer.distill_teacher': True, 'trainer.freeze_bn': False,
+        'dataloader.batch_size': 128, 'dataloader.shuffle': True, 'distill_loader.splits': [0],
+        'distill_loader.temp': 4., 'distill_loader.mixup_alpha': 0., 'distill_loader.mixup_portion': 1.,
+        'distill_loader.synth_ratio': 0., 'trial_id': 0, 'seed': 0},
     TEXTS: {
         'dataset.name': 'imdb', 'dataset.min_freq': 10, 'dataset.max_len': 100, 'classifier.name': 'lstm',
         'classifier.embedding_size': 128, 'classifier.lstm_cell_size': 100, 'classifier.depth': 1,
@@ -72,11 +69,11 @@ S3 = 'ckpt_store=s3 s3_bucket=B teacher.ckpt_path=R density_model.ckpt_path=R'
 WRITTEN = [
     (IMAGES,
      'trial_id=0,1,2 teacher.use_ckpts=False classifier.depth=20 trainer.num_epochs=200 '
-     'trainer.optimizer.lr=0.1 '
-     'trainer.lr_scheduler.eta_min=0. trainer.distill_teacher=False dataloader.batch_size=256', {
+     'trainer.optimizer.lr=0.1 trainer.lr_scheduler.eta_min=0. trainer.distill_teacher=False '
+     'dataloader.batch_size=256', {
          'teacher.use_ckpts': False, 'trainer.num_epochs': 200, 'trainer.optimizer.lr': .1,
-         'trainer.lr_scheduler.eta_min': 0.,
-         'trainer.distill_teacher': False, 'dataloader.batch_size': 256}),
+         'trainer.lr_scheduler.eta_min': 0., 'trainer.distill_teacher': False,
+         'dataloader.batch_size': 256}),
     (IMAGES, 'trial_id=0,1,2 exp_name=student_resnet_baseline_results',
      {'exp_name': 'student_resnet_baseline_results'}),
     (IMAGES, 'trial_id=0,1,2 exp_name=student_resnet_mixup_results distill_loader.mixup_alpha=1.', {
@@ -104,9 +101,8 @@ def test_commands_compose_as_written(command, line, wanted, more):
 CHOICES = dict(
     dataset={
         'cifar10': {}, 'cifar100': {}, 'cifar100_svhn': {'num_svhn_data': 10_000, 'seed': 0},
-        'cifar102': {'cifar10_fraction': 1.},
-        'emnist': {'split': 'byclass'}, 'mnist': {'num_data': 200, 'seed': 0},
-        'tiny_imagenet': {'root_dir': None}},
+        'cifar102': {'cifar10_fraction': 1.}, 'emnist': {'split': 'byclass'},
+        'mnist': {'num_data': 200, 'seed': 0}, 'tiny_imagenet': {'root_dir': None}},
     classifier={'preresnet': {'depth': 20, 'skip_connections': True},
         'vgg': {'depth': 16, 'batch_norm': False}, 'lenet': {}},
     density_model={'sngan': {'z_dim': 128}, 'dcgan': {'nz': 100, 'ngf': 64, 'ndf': 64}},

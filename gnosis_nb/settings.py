@@ -449,8 +449,9 @@ class Classification(Settings):
     "Teachers, a student, and the comparison of the two."
     ckpt_store:Literal['local', 's3']
     s3_bucket:str | None
-    teacher:Teacher
     classifier:Classifier
+    trainer:TextTrainer
+    teacher:Teacher
     loss:Loss
 
     def check(self):
@@ -482,7 +483,6 @@ class Classification(Settings):
 class TextClassification(Classification):
     "`gnosis-text-classification`."
     dataset:TextDataset
-    trainer:TextTrainer
     dataloader:TextLoading
     distill_loader:TextDistillation
 

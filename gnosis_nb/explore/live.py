@@ -96,9 +96,10 @@ def _group_options(group, command):
     "The names that `group=…` can have on the command line."
     paths = [o for o in (files('gnosis_nb.config')/group).iterdir() if o.name.endswith('.yaml')]
     names = sorted(o.name.removesuffix('.yaml') for o in paths if not o.name.startswith('_'))
-    if group not in ('dataset', 'classifier', 'scale'): return names
-    def is_text(name): return name in TEXT_SOURCES or name.startswith(('lstm', 'text_'))
-    return [o for o in names if is_text(o) == (command == 'text_classification')]
+    for_texts = {o for o in names if o in TEXT_SOURCES or o.startswith(('lstm', 'text_'))}
+    if not for_texts: return names
+    offered = for_texts if command == 'text_classification' else set(names) - for_texts
+    return [o for o in names if o in offered or o == 'own']
 
 def _field(key, value):
     "A widget for a setting, by the kind of its value."

@@ -64,7 +64,7 @@ def _apply_policies(policies, sets, rows, seed, teacher, temp):
 # %% ../../nbs/75_explore.policies.ipynb #c3633bb1
 def augmentation_viewer(
     sets:ImageSets, # images; those for training are shown
-    policies=('baseline', 'rotation', 'vertical_flip', 'mixup', 'noise'), # of `POLICIES`, or names to blocks
+    policies=('baseline', 'rotation', 'colorjitter', 'mixup', 'noise'), # of `POLICIES`, or names to blocks
     teacher=None, # returns logits [n, classes] or [n, m, classes]; None: images only
     n:int=32, # images to choose from
     temp:float=1., # temperature τ of the predictions, in [1/4, 32]

@@ -53,11 +53,15 @@ def _draw_profile(ax, surface, value, points, a, b):
     (first, p), (second, q) = list(points.items())[:2]
     p, d = np.asarray(p, dtype=float), np.subtract(q, p)
     lam = np.linspace(0, 1, 51)
-    ax.plot(lam, read_surface(surface, *(p + lam[:, None]*d).T)[value])
+    v = read_surface(surface, *(p + lam[:, None]*d).T)[value]
+    ax.plot(lam, v)
     ax.axvline(np.clip(np.subtract((a, b), p) @ d/(d @ d), 0, 1), color='C3', lw=1)
-    ax.set(xlabel=f'λ, from {first} (0) to {second} (1)', yscale='linear' if value == 'agreement' else 'log')
-    ax.yaxis.set_major_formatter('{x:g}')
-    ax.yaxis.set_minor_formatter('{x:g}')
+    ax.set_xlabel(f'λ, from {first} (0) to {second} (1)')
+    if value == 'agreement' or v.min() <= 0: return
+    ax.set_yscale('log') # as the colours
+    ax.set_yticks(np.geomspace(v.min(), v.max(), 6))
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter('{x:.3g}')
 
 def _plot_plane(surface, a, b, value, points=None, path=None):
     "Contours with a cross at (a, b) and, where there are points, the line between the first two."

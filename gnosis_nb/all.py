@@ -16,7 +16,9 @@ from .data.loaders import *
 from .data.blocks import *
 from .data.words import *
 from .data.text import *
+from .compute import *
 from .engine import *
+from .together import *
 from .distill import *
 from .learner import *
 from .resume import *

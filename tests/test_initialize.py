@@ -57,9 +57,9 @@ def test_the_teacher_itself_is_its_most_faithful_student(teacher):
     assert near > .98 > .9 > far
 
 def test_texts_start_there_too(tmp_path):
-    r, _ = conduct('text_classification', '+experiment=sentences', 'dataset.num_train=400', 'dataset.num_test=100',
-        'trainer.num_epochs=1', 'trainer.precision=fp32', 'device=cpu', f'data_dir={tmp_path}',
-        'teacher.ckpt_init.type=final', 'teacher.ckpt_init.loc_param=0')
+    r, _ = conduct('text_classification', '+experiment=sentences', 'dataset.num_train=400',
+        'dataset.num_test=100', 'trainer.num_epochs=1', 'trainer.precision=fp32', 'device=cpu',
+        f'data_dir={tmp_path}', 'teacher.ckpt_init.type=final', 'teacher.ckpt_init.loc_param=0')
     assert equal(weights(r, 'student_init'), weights(r, 'teacher_0'))
 
 @pytest.mark.parametrize('settings, message', [
@@ -79,8 +79,8 @@ def test_a_teacher_without_its_first_weights(teacher, tmp_path):
 
 
 @pytest.mark.parametrize('overrides', [
-    ['classifier=preresnet8', 'classifier.norm=layer', 'trainer.optimizer.name=Adam', 'trainer.optimizer.lr=0.001',
-     'trainer.optimizer.weight_decay=0'],
+    ['classifier=preresnet8', 'classifier.norm=layer', 'trainer.optimizer.name=Adam',
+     'trainer.optimizer.lr=0.001', 'trainer.optimizer.weight_decay=0'],
     ['loss=decoupled_kd', 'loss.target=label'],
     ['loss=dist'],
     ['loss=logit_standardization', 'distill_loader.temp=2', 'loss.loss=ts_hard_cross_ent']])

@@ -162,7 +162,7 @@ def test_a_run_keeps_the_teachers_it_began_with(tmp_path):
     plan = json.loads(Path(begun, 'state.json').read_text())['plan']
     assert [[tmp_path/Path(o['path']).parent for o in group] for group in plan] == [[teacher.path]]
     (teacher.path/'teacher_0.safetensors').write_bytes((other.path/'teacher_0.safetensors').read_bytes())
-    message = 'a teacher this run has begun with, is gone or another now'
+    message = 'a teacher that this run began with, is gone or another now'
     with pytest.raises(ConfigError, match=message): run(tmp_path)
 
 

@@ -177,7 +177,8 @@ def collect(
         run = job.identity
         if run in rows: rows[run]['sweep'] += f' {job.preset}'
         elif path := done.get(run):
-            rows[run] = dict(sweep=job.preset, **settings_row(job.settings), **result_row(path), path=str(path))
+            varied, measured = settings_row(job.settings), result_row(path)
+            rows[run] = dict(sweep=job.preset, **varied, **measured, path=str(path))
     return pd.DataFrame(rows.values())
 
 # %% ../../nbs/62_paper.sweeps.ipynb #47087f6f
@@ -197,7 +198,7 @@ def _pool_key(cfg):
 def teacher_jobs(
     jobs:list, # of `sweep_jobs`
 )->list: # overrides of teachers-only runs
-    "Runs that train the teachers of all jobs: for each network and data set as many as let every trial have its own."
+    "Runs that train the teachers of all jobs: of each network and data set enough for every trial's own."
     pools = {}
     for job in jobs: pools.setdefault(_pool_key(job.settings), []).append(job)
     out = []
@@ -215,7 +216,8 @@ def _multirun(command, overrides, say):
     say(' '.join([f"gnosis-{command.replace('_', '-')}", '-m', *overrides]))
     code = f'from gnosis_nb.cli import {command} as f; f()'
     if subprocess.run([sys.executable, '-c', code, '-m', *overrides]).returncode:
-        raise ConfigError(f"{overrides[0]}: not all of its runs are done, see above; the same command goes on from here")
+        raise ConfigError(f"{overrides[0]}: not all of its runs are done, see above; "
+                          "the same command goes on from here")
 
 def run_here(
     command:str, # a key of `COMMANDS`
@@ -241,7 +243,7 @@ def _run_preset(preset, scale, jobs, overrides, data_dir, here, say):
     done, command = done_runs(data_dir), command_of(preset)
     todo = [o.settings for o in jobs if o.identity not in done]
     if not todo: return
-    distils = getattr(jobs[0].settings.trainer, 'distill_teacher', False)    # a GAN's trainer has no such setting
+    distils = getattr(jobs[0].settings.trainer, 'distill_teacher', False)    # GANs have no such setting
     teachers = teacher_jobs(jobs) if distils else []
     if here:
         first = [compose_sweep(o, command)[0][1] for o in teachers]
@@ -263,7 +265,8 @@ def train(
     overrides = [*overrides, f'data_dir={data_dir}']
     jobs = sweep_jobs(name, scale, overrides)
     if any(_wants_generator(o.settings) for o in jobs):
-        train('fig07', scale, [o for o in overrides if override_key(o).startswith(_OF_ALL)], data_dir, here, say)
+        shared = [o for o in overrides if override_key(o).startswith(_OF_ALL)]
+        train('fig07', scale, shared, data_dir, here, say)
     for preset in SWEEPS[name]:
         _run_preset(preset, scale, [o for o in jobs if o.preset == preset], overrides, data_dir, here, say)
     return jobs
@@ -356,7 +359,8 @@ def results(
 )->Results:
     "Collect what a figure's runs have given, with where it comes from. Raises `ValueError` if none is done."
     rows = collect(jobs, data_dir)
-    if not len(rows): raise ValueError(f'data_dir={data_dir}: expected runs of {name} at scale={scale}, none is done')
+    if not len(rows):
+        raise ValueError(f'data_dir={data_dir}: expected runs of {name} at scale={scale}, none is done')
     states, cfg = [run_state(p) for p in rows.path], jobs[0].settings
     rows = _with_independent(name, rows, jobs)
     network = network_options(cfg, 'classifier')

@@ -111,7 +111,7 @@ def _parts(path, prefix, choices):
     for entry in defaults:
         if entry == '_self_': yield path, prefix
         elif isinstance(entry, str):
-            name = entry.partition('@')[0]                                   # _common@dataset: where its keys go
+            name = entry.partition('@')[0]                                   # of '_common@dataset'
             folder = _CONFIG if name.startswith('/') else path.parent
             yield from _parts(folder/f"{name.strip('/')}.yaml", prefix, choices)
         else: yield from _chosen({k: choices.pop(k, None) for k in entry})
@@ -123,7 +123,8 @@ def _chosen(choices):
 def _comments(command, choices):
     "The comment of each key, from the files that the command is made of; the last one has the last word."
     choices, found = dict(reversed(choices.items())), {}                     # Hydra names them in reverse
-    for path, prefix in _parts(_CONFIG/f'{command}.yaml', '', choices): found.update(_file_comments(path, prefix))
+    for path, prefix in _parts(_CONFIG/f'{command}.yaml', '', choices):
+        found.update(_file_comments(path, prefix))
     for path, prefix in _chosen(choices): found.update(_file_comments(path, prefix))      # presets
     return found
 

@@ -119,7 +119,8 @@ def _train_judge(
     "A classifier of the images, trained for `trainer.num_epochs` epochs and kept as `judge_0`."
     seed, n_epoch, sets = derive_seed(cfg.seed, 'judge'), cfg.trainer.num_epochs, real.sets
     net = build_network(cfg, 'classifier', real, seed)
-    dls = image_dls(sets, 128, _gan_augmentation(cfg), 'unitcube', evaluation_rows(sets, device), seed, device,
+    rows = evaluation_rows(sets, device)
+    dls = image_dls(sets, 128, _gan_augmentation(cfg), 'unitcube', rows, seed, device,
                     num_workers=cfg.dataloader.num_workers)
     table = FidelityTable(n_epoch, partial(run.log, 'judge_train_metrics'))
     learn = teacher_learner(dls, net, metrics=[], cbs=table, precision=cfg.trainer.precision)

@@ -97,10 +97,16 @@ def test_fields_follow_a_menu(tmp_path):
     live.groups['policy'].value = 'mixup'
     assert live.fields['distill_loader.mixup_alpha'].value == 1. and live.overrides()[-1] == 'policy=mixup'
 
-def test_what_the_command_refuses_is_shown(tmp_path):
+def test_settings_that_are_refused_start_nothing(tmp_path):
     live = live_run([*SMALL, f'data_dir={tmp_path}'], static=False)
     live.fields['trainer.optimizer.lr'].value = -1.
     press(live, 'Start')
-    assert live.process.wait(120) == 1
+    assert 'trainer.optimizer.lr=-1.0: expected' in live.status.value and live.process.process is None
+
+def test_what_stops_the_command_is_shown(tmp_path):
+    missing = ['dataset=cifar100', 'dataset.download=false', f'dataset.root_dir={tmp_path}/nothing']
+    live = live_run([*missing, 'device=cpu', f'data_dir={tmp_path}'], static=False)
+    press(live, 'Start')
+    assert live.process.wait(300) == 1
     live.refresh()
-    assert 'trainer.optimizer.lr=-1.0: expected' in live.text.value and folder_of(live) is None
+    assert f'{tmp_path}/nothing' in live.text.value and folder_of(live) is None

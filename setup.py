@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 parser = ConfigParser(delimiters=["="])
 parser.read_string(Path("settings.ini").read_text(encoding="utf-8"))
 cfg = parser["DEFAULT"]
+EXTRAS = ("dev", "lab", "torchtext", "joblib", "submitit", "ray")
 
 setup(
     name=cfg["lib_name"],
@@ -30,7 +31,7 @@ setup(
     package_data={"gnosis_nb": ["config/**/*.yaml", "config/*.yaml", "paper/*.csv"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "lab", "torchtext", "joblib", "submitit", "ray")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in EXTRAS},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

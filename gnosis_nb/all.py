@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 "What one needs in a notebook: `from gnosis_nb.all import *`."
 from .losses import *
 from .losses_beyond import *
@@ -9,9 +10,11 @@ from .data.images import *
 from .data.split import *
 from .data.folder import *
 from .data.zoo import *
+from .data.geometry import *
 from .data.augment import *
 from .data.loaders import *
 from .data.blocks import *
+from .data.words import *
 from .data.text import *
 from .compute import *
 from .engine import *

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import hydra
 import yaml
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: PLC2701 (Hydra has no public one)
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -105,19 +105,26 @@ def _file_comments(path, prefix):
     if not isinstance(node, yaml.MappingNode): return {}
     return dict(_walk(node, text.splitlines(), '' if '@package _global_' in text else prefix))
 
-def _extended(path):
-    "The file with those that its list of defaults extends before it."
-    values = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    names = [o for o in values.get('defaults', []) if isinstance(o, str) and o != '_self_']
-    return [o for name in names for o in _extended(path.parent/f"{name}.yaml")] + [path]
+def _parts(path, prefix, choices):
+    "The files that a file is composed of, itself included, in that order; with what precedes their keys."
+    defaults = (yaml.safe_load(path.read_text(encoding='utf-8')) or {}).get('defaults', ['_self_'])
+    for entry in defaults:
+        if entry == '_self_': yield path, prefix
+        elif isinstance(entry, str):
+            name = entry.partition('@')[0]                                   # _common@dataset: where its keys go
+            folder = _CONFIG if name.startswith('/') else path.parent
+            yield from _parts(folder/f"{name.strip('/')}.yaml", prefix, choices)
+        else: yield from _chosen({k: choices.pop(k, None) for k in entry})
+
+def _chosen(choices):
+    for group, choice in choices.items():
+        if choice: yield from _parts(_CONFIG/group/f'{choice}.yaml', f'{group}.', {})
 
 def _comments(command, choices):
-    "The comment of each key, from the files that the command is made of."
-    paths = [(o, '') for o in _extended(_CONFIG/f'{command}.yaml')]
-    for group, choice in choices.items():
-        if choice: paths += [(o, f'{group}.') for o in _extended(_CONFIG/group/f'{choice}.yaml')]
-    found = {}
-    for path, prefix in paths: found.update(_file_comments(path, prefix))
+    "The comment of each key, from the files that the command is made of; the last one has the last word."
+    choices, found = dict(reversed(choices.items())), {}                     # Hydra names them in reverse
+    for path, prefix in _parts(_CONFIG/f'{command}.yaml', '', choices): found.update(_file_comments(path, prefix))
+    for path, prefix in _chosen(choices): found.update(_file_comments(path, prefix))      # presets
     return found
 
 def _flow(value): # YAML in one line

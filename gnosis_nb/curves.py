@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 # %% ../nbs/44_curves.ipynb #964f104e
 def read_tables(folder:str|Path): # of a run
-    "The tables of a run's trainings, by network: `student`, `teacher_0`, …; `gan` for a generator with its discriminator."
+    "The tables of a run's trainings, by network: `student`, `teacher_0`, …; `gan` for those of a GAN."
     tables = {}
     for f in sorted(Path(folder).glob('*train_metrics.csv')):
         try: tables[f.stem.removesuffix('train_metrics').rstrip('_') or 'gan'] = pd.read_csv(f)
@@ -35,31 +35,35 @@ def read_curves(
         for name, table in read_tables(folder).items():
             if network in (None, name): parts.append(table.assign(run=folder, network=name))
     if not parts: return pd.DataFrame(columns=['run', 'network', 'epoch'])
-    table = pd.concat(parts, ignore_index=True)
-    return table[['run', 'network', 'epoch', *table.columns.difference(['run', 'network', 'epoch'], sort=False)]]
+    table, first = pd.concat(parts, ignore_index=True), ['run', 'network', 'epoch']
+    return table[[*first, *table.columns.difference(first, sort=False)]]
 
 # %% ../nbs/44_curves.ipynb #d9280474
 _METRICS = { # column: what people read, and the unit
     'train_loss': ('training loss', ''), 'test_loss': ('loss', ''),
     'train_acc': ('accuracy, training data', 'share'), 'test_acc': ('accuracy', 'share'),
     'train_ts_agree': ('agreement, distillation data', 'share'), 'test_ts_agree': ('agreement', 'share'),
-    'train_ts_kl': ('KL to the teacher, distillation data', 'nats'), 'test_ts_kl': ('KL to the teacher', 'nats'),
+    'train_ts_kl': ('KL to the teacher, distillation data', 'nats'),
+    'test_ts_kl': ('KL to the teacher', 'nats'),
     'train_nll': ('NLL, training data', 'nats'), 'test_nll': ('NLL', 'nats'),
     'train_ece': ('ECE, training data', ''), 'test_ece': ('ECE', ''),
     'teacher_train_acc': ('accuracy of the teacher, distillation data', 'share'),
     'teacher_test_acc': ('accuracy of the teacher', 'share'),
     'lr': ('learning rate', ''), 'gen_updates': ('updates of the generator', ''),
-    'gen_loss': ('loss of the generator', ''), 'disc_loss': ('loss of the discriminator', ''),
-    'fid': ('FID', ''), 'is': ('inception score', '')}
+    'gen_loss': ('loss of the generator', ''), 'disc_loss': ('loss of the discriminator', '')}
+_PATTERNS = { # column: what people read
+    r'test_cka_(\d+)': 'CKA of stage {}',
+    r'fid_(\w+)': 'FID, judge {}', r'is_(\w+)': 'inception score, judge {}'}
 
 def metric_name(column:str): # of a run's table
     "What people call a metric; a column that is not known keeps its name."
-    if stage := re.fullmatch(r'test_cka_(\d+)', column): return f'CKA of stage {stage[1]}'
+    for pattern, name in _PATTERNS.items():
+        if found := re.fullmatch(pattern, column): return name.format(found[1])
     return _METRICS.get(column, (column, ''))[0]
 
 def _axis_label(columns, examples):
     units = {_METRICS.get(o, ('', ''))[1] for o in columns}
-    if len(units) > 1: raise ValueError(f"metrics={columns}: expected metrics of one unit, got {sorted(units)}")
+    if len(units) > 1: raise ValueError(f"metrics={columns}: expected one unit, not {sorted(units)}")
     unit = dict(share=f'share of {examples}').get(*units, *units)
     if len(columns) > 1: return unit
     return metric_name(columns[0]) + (f' ({unit})' if unit else '')
@@ -76,13 +80,15 @@ def _draw_line(ax, rows, metric, label, **style):
                                  alpha=.2, color=style['color'])
 
 def plot_curves(
-    curves:pd.DataFrame, # column `epoch` and metrics, as of `read_curves`; rows of several runs have a column `run`
-    metrics:str|Sequence, # columns to draw, all of one unit; those that the table does not have are left out
+    curves:pd.DataFrame, # `epoch` and metrics, as of `read_curves`; `run` where there are several runs
+    metrics:str|Sequence, # columns to draw, all of one unit; those that are not there are left out
     by:str|None=None, # a column whose values are lines of their own; None: a line for each metric
     examples:str='examples', # what accuracy and agreement are shares of: 'images', 'texts'
     ax=None, # where to draw; default: a new figure
 ): # matplotlib Axes
-    "Metrics over epochs, the mean of several runs with their standard deviation. Raises `ValueError` for metrics of several units."
+    """Metrics over epochs, the mean of several runs with their standard deviation.
+
+    Raises `ValueError` for metrics of several units."""
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
     label = _axis_label(metrics, examples)
     ax = plt.subplots(figsize=(5, 3))[1] if ax is None else ax
@@ -91,8 +97,8 @@ def plot_curves(
         for j, metric in enumerate(metrics):
             names = [] if group is None else [str(group)]
             if group is None or len(metrics) > 1: names.append(metric_name(metric))
-            style = dict(color=f'C{j % 10}') if group is None else dict(color=f'C{i % 10}', ls=('-', ':', '--', '-.')[j % 4])
-            _draw_line(ax, rows, metric, ', '.join(names), **style)
+            color, style = (i, ('-', ':', '--', '-.')[j % 4]) if by else (j, '-')
+            _draw_line(ax, rows, metric, ', '.join(names), color=f'C{color % 10}', ls=style)
     ax.set(xlabel='epoch', ylabel=label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if ax.lines: ax.legend(fontsize=8)

@@ -29,8 +29,8 @@ from .mirror import Mirror, send_unsent
 from .report import format_report, read_report, write_report, write_statistics
 from .reproducible import derive_seed, pick_device, set_seed
 from .runs import Run, claim_run, random_name
-from .settings import (Classification, ConfigError, ImageClassification, Settings, TextClassification,
-    as_dict, blame, student_recipe, teacher_recipe)
+from .settings import (Classification, ConfigError, ImageClassification, Settings,
+    TextClassification, as_dict, blame, student_recipe, teacher_recipe)
 from .stores import StoreUnreachable
 from .teachers import complete_teachers, load_teachers, open_bucket
 
@@ -38,11 +38,12 @@ from .teachers import complete_teachers, load_teachers, open_bucket
 def first_weights(
     path:str|Path, # of a teacher's checkpoint
 )->dict: # state dict
-    "The weights that this teacher had before its training, kept beside it. Raises `ConfigError` if there are none."
+    "The weights that this teacher had before its training. Raises `ConfigError` if they are not beside it."
     path = Path(path)
     found = path.with_name(path.name.replace('teacher_', 'teacher_init_'))
     if not found.exists():
-        raise ConfigError(f"teacher.ckpt_init.type=init: there is no {found}, the weights with which {path.name} began")
+        raise ConfigError(f"teacher.ckpt_init.type=init: there is no {found}, "
+                          f"the weights with which {path.name} began")
     return load_checkpoint(found)[0]
 
 def _start_student(cfg, net, teacher, path, dl, how):

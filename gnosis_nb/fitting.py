@@ -77,12 +77,12 @@ def fit(
     state_minutes:float=1., # training time between two kept states
     rows:str|None=None, # the table's name in the run; default: `<name>_train_metrics`
 ):
-    "Fit a Learner, with progress as text to standard error or to `run.say`, from the training state that the run has."
+    "Fit a Learner from the training state that the run has, with progress to standard error or to `run.say`."
     state = run.load_state(name)
     keep = KeepState(partial(run.keep_state, name), seconds=60*state_minutes, state=state)
     before = state[1]['holders'][type(table).__name__]['rows'] if state else []
     run.tables[rows or f'{name}_train_metrics'] = list(before)
-    learn.remove_cbs([ProgressCallback, Recorder])                           # the recorder fetches the loss of each batch
+    learn.remove_cbs([ProgressCallback, Recorder])                           # the latter fetches every loss
     say = None if run.say is print else run.say
     learn.add_cbs([PrintProgress(name.replace('_', ' '), table, unit=unit, say=say), keep])
     set_seed(seed)
@@ -96,7 +96,7 @@ def fit(
     except BaseException:                                                    # Ctrl-C, too
         with suppress(OSError): keep.last_words()
         raise
-    learn.model.to(memory_format=torch.contiguous_format)                    # as when it is read from its checkpoint
+    learn.model.to(memory_format=torch.contiguous_format)                    # as read from a checkpoint
 
 # %% ../nbs/53_fitting.ipynb #d2f724e3
 def fit_all(

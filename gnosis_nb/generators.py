@@ -50,7 +50,7 @@ def find_generator(
     sets:ImageSets, # their images
     say=print, # where sentences for the user go
 )->Path|None: # None where nobody has trained one
-    "One of the generators that fit: those with the most updates count, and the trial number picks, oldest run first."
+    "One of the generators that fit and have the most updates; the trial number picks, oldest run first."
     folder, key, given = checkpoint_folder(cfg, 'density_model', 'generator', say)
     def misfit(info, path): return _misfit(info, cfg, sets)
     with blame(key or 'data_dir'):

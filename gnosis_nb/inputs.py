@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['shrink', 'load_sets', 'Inputs', 'evaluation_rows', 'student_batches', 'image_augmentation', 'ImageInputs',
-           'dataset_statistics', 'load_images', 'TextInputs', 'load_texts', 'load_inputs']
+           'dataset_statistics', 'TextInputs', 'load_inputs']
 
 # %% ../nbs/52_inputs.ipynb #bf8b5636
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def _divide(cfg, train, test):
 
 # %% ../nbs/52_inputs.ipynb #2c607cf0
 class Inputs:
-    "The examples of a run and batches of them. Subclasses have `sets`, `parts`, `split`, `loading`, `distillation`."
+    "Examples of a run and batches of them. Subclasses have `sets`, `parts`, `split`, `loading`, …"
     @property
     def unit(self): return self.sets.train.unit                              # 'images' or 'texts'
 
@@ -110,8 +110,8 @@ class Inputs:
     )->DataLoaders:
         "Training batches of a teacher, and the evaluation batches."
         load, part = self.loading, self.teacher_part
-        train = self.batches(part, device, 'teacher', bs=batch_size, shuffle=load.shuffle, drop_last=load.drop_last,
-                             seed=seed)
+        train = self.batches(part, device, 'teacher', bs=batch_size, shuffle=load.shuffle,
+                             drop_last=load.drop_last, seed=seed)
         if not len(train):
             raise ConfigError(f"dataloader.drop_last=True: no batch is left of {len(part)} {part.unit} with "
                               f"dataloader.batch_size={batch_size}")
@@ -122,7 +122,7 @@ def evaluation_rows(
     sets:ImageSets|TextSets, # the data
     device, # where batches are made
 )->int:
-    "Rows of an evaluation batch: 500 texts; 2,048 CIFAR images on an accelerator and 512 on a CPU; fewer if larger."
+    "Rows of an evaluation batch: 500 texts; 2,048 CIFAR images on an accelerator, 512 on a CPU."
     if isinstance(sets, TextSets): return 500
     _, h, w = sets.test.shape
     pixels = 2**19 if torch.device(device).type == 'cpu' else 2**21
@@ -160,8 +160,8 @@ def student_batches(
         size = tuple(inputs.sets.train.shape[1:])
         generator = _Seeded(generator, derive_seed(seed, 'synthetic'), size, device)
     with blame('distill_loader'):
-        loader = DistillLoader(loaders, bs, inputs.temps, synth=generator, drop_last=load.drop_last, seed=seed,
-                               **inputs.mixing)
+        loader = DistillLoader(loaders, bs, inputs.temps, synth=generator, drop_last=load.drop_last,
+                               seed=seed, **inputs.mixing)
     if not len(loader):
         raise ConfigError(f"distill_loader.drop_last=True: no batch is left of {loader.n} {inputs.unit} with "
                           f"dataloader.batch_size={bs}")
@@ -177,7 +177,8 @@ def image_augmentation(
     for key, names in {'augmentation.transforms_list': own, 'distill_loader.transforms_list': more}.items():
         for name in names:
             with blame(f'augmentation.{name}' if name in options else key): augmentation([name], options)
-    with blame('augmentation.random_apply'): return augmentation([*own, *more], options, settings.random_apply.p)
+    with blame('augmentation.random_apply'):
+        return augmentation([*own, *more], options, settings.random_apply.p)
 
 # %% ../nbs/52_inputs.ipynb #cfb75053
 @dataclass
@@ -244,7 +245,7 @@ def _load_extra(key, entry, shape, download):
     options.pop('temp', None)
     with blame(key): return extra_part(load_vision(name, root, download, **options).train, shape, num, seed)
 
-def load_images(
+def _load_images(
     cfg:ImageClassification, # settings
 )->ImageInputs:
     "The images of an experiment, divided as its settings say, and the extra sets that the student is shown."
@@ -284,7 +285,7 @@ class TextInputs(Inputs):
         "Whole batches of texts."
         return TextLoader(examples, bucket=self.loading.bucket, device=device, **kwargs)
 
-def load_texts(
+def _load_texts(
     cfg:TextClassification, # settings
 )->TextInputs:
     "The texts of an experiment, divided as its settings say."
@@ -298,4 +299,4 @@ def load_inputs(
     cfg:Classification, # settings of images or of texts
 )->Inputs:
     "The examples of an experiment, and how batches of them are made."
-    return load_texts(cfg) if isinstance(cfg, TextClassification) else load_images(cfg)
+    return _load_texts(cfg) if isinstance(cfg, TextClassification) else _load_images(cfg)

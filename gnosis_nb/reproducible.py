@@ -37,7 +37,7 @@ def _best_device():
 def pick_device(
     name:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', …
 )->torch.device:
-    "The device called `name`; 'auto' takes CUDA, then MPS, then the CPU. `ValueError` if it is not available."
+    "The device called `name`; 'auto': CUDA, then MPS, then the CPU. `ValueError` if it is not available."
     try:
         number = torch.zeros(1, device=_best_device() if name == 'auto' else name)
         number.cpu()

@@ -48,7 +48,7 @@ Switch = Literal['auto', True, False]
 
 # %% ../nbs/50_schema.ipynb #c48bf173
 _WORDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a word',
-          dict: 'a mapping', type(None): 'null'}
+          list: 'a list', dict: 'a mapping', type(None): 'null'}
 
 def _written(value): return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -120,7 +120,8 @@ def _pick(cls, values):
     "The class that `values` are of."
     choices, name = variants(cls), values.get('name')
     if not choices: return cls
-    if name not in choices: raise ConfigError(f"name={name!r}: expected one of {', '.join(sorted(choices))}")
+    if not isinstance(name, str) or name not in choices:
+        raise ConfigError(f"name={name!r}: expected one of {', '.join(sorted(choices))}")
     return choices[name]
 
 def setting_names(
@@ -137,9 +138,10 @@ def setting_names(
 def suggest_setting(
     key:str, # an unknown one
     cls:type, # the group that has to have it
-) -> str: # ", did you mean …?" or ''
-    "A setting that may have been meant."
-    known = [o for o in setting_names(cls) if o != key]
+) -> str: # ", did you mean …?", " with this …", or ''
+    "A setting that may have been meant, or that the key is one of another choice."
+    known = setting_names(cls)
+    if key in known: return f" with this {key.rpartition('.')[0] or cls.__name__.lower()}"
     same_end = [o for o in known if o.split('.')[-1] == key.split('.')[-1]]
     near = same_end or difflib.get_close_matches(key, known, 1)
     return f", did you mean {near[0]}?" if near else ''

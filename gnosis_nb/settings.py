@@ -20,8 +20,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
-from .schema import (ConfigError, Count, Decay, Group, Natural, NotNegative, NumpySeed, Positive, Range,
-    Seed, Share, Switch, as_dict, blame)
+from .schema import (ConfigError, Count, Decay, Group, Natural, NotNegative, NumpySeed, Positive,
+    Range, Seed, Share, Switch, as_dict, blame)                              # noqa: F401 (the last two for users)
 
 _all_ = ['ConfigError', 'as_dict', 'blame']
 
@@ -140,7 +140,7 @@ class SentencesSettings(TextDataset):
 class RandomApply(Group):
     p:Share
 
-NO_TRANSFORMS = ('transforms_list', 'random_apply', 'normalization')         # the keys of `augmentation` that name none
+NO_TRANSFORMS = ('transforms_list', 'random_apply', 'normalization')        # other keys of `augmentation`
 
 @dataclass(frozen=True)
 class AugmentationSettings(Group):
@@ -449,8 +449,9 @@ class Classification(Settings):
     "Teachers, a student, and the comparison of the two."
     ckpt_store:Literal['local', 's3']
     s3_bucket:str | None
-    teacher:Teacher
     classifier:Classifier
+    trainer:TextTrainer
+    teacher:Teacher
     loss:Loss
 
     def check(self):
@@ -482,7 +483,6 @@ class Classification(Settings):
 class TextClassification(Classification):
     "`gnosis-text-classification`."
     dataset:TextDataset
-    trainer:TextTrainer
     dataloader:TextLoading
     distill_loader:TextDistillation
 
@@ -507,8 +507,8 @@ class ImageClassification(Classification):
         if self.augmentation.transforms_list is None:
             raise ConfigError("augmentation.transforms_list=None: expected a list")
         if alpha > 0 and load.mixup_alpha > 0 and math.ceil(load.mixup_portion * bs) >= bs:
-            raise ConfigError(f"loss.alpha={alpha} with distill_loader.mixup_alpha={load.mixup_alpha}: mixed images "
-                              "have no label for the hard-label loss; use loss.alpha=0, or "
+            raise ConfigError(f"loss.alpha={alpha} with distill_loader.mixup_alpha={load.mixup_alpha}: "
+                              "mixed images have no label for the hard-label loss; use loss.alpha=0, or "
                               "distill_loader.mixup_portion < 1")
         if alpha > 0 and (not load.splits or load.noise == 1):
             raise ConfigError(f"loss.alpha={alpha} with distill_loader.splits={load.splits}, "
@@ -516,8 +516,8 @@ class ImageClassification(Classification):
         normalization = self.augmentation.normalization
         if load.synth_ratio > 0 and normalization != 'unitcube':
             raise ConfigError(f"distill_loader.synth_ratio={load.synth_ratio} with "
-                              f"augmentation.normalization={normalization}: generators make images in [-1, 1], "
-                              "which is normalization=unitcube")
+                              f"augmentation.normalization={normalization}: "
+                              "generators make images in [-1, 1], which is normalization=unitcube")
         if not load.splits and not load.extra:
             raise ConfigError("distill_loader.splits=[]: expected a split of the training set, "
                               "or images of distill_loader.extra")
@@ -588,8 +588,8 @@ class ImageGeneration(Settings):
     def check(self):
         self._check_trainer()
         if self.augmentation.normalization != 'unitcube':
-            raise ConfigError(f"augmentation.normalization={self.augmentation.normalization}: expected unitcube, "
-                              "the range of generators")
+            raise ConfigError(f"augmentation.normalization={self.augmentation.normalization}: "
+                              "expected unitcube, the range of generators")
         judge = self.judge
         if judge.ckpt_path and judge.name not in ('auto', 'classifier'):
             raise ConfigError(f"judge.ckpt_path={judge.ckpt_path} with judge.name={judge.name}: "
@@ -607,7 +607,8 @@ class ImageGeneration(Settings):
                                   f"expected a multiple of trainer.eval_period={period}")
         if t.disc_update_period > t.gen_update_period:
             raise ConfigError(f"trainer.disc_update_period={t.disc_update_period}: expected at most "
-                              f"trainer.gen_update_period={t.gen_update_period}, or the discriminator falls behind")
+                              f"trainer.gen_update_period={t.gen_update_period}, "
+                              "or the discriminator falls behind")
         if decay.min_lr > opt.lr:
             raise ConfigError(f"trainer.lr_decay.min_lr={decay.min_lr}: "
                               f"expected at most trainer.optimizer.lr={opt.lr}")

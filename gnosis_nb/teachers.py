@@ -26,7 +26,7 @@ from .settings import Classification, ConfigError, Settings, blame, network_opti
 from .stores import S3Store, fetch
 
 # %% ../nbs/54_teachers.ipynb #eb531803
-_PLACES = ('download', 'root_dir', 'memory_limit', 'backend')                # where data lie, how they are read
+_PLACES = ('download', 'root_dir', 'memory_limit', 'backend')                # where and how data are read
 
 def _dataset_facts(cfg, inputs):
     "Settings of the data, and the training examples they stand for."
@@ -35,7 +35,7 @@ def _dataset_facts(cfg, inputs):
     if not shuffled: data['shuffle_train_targets'] = None
     if not any(data['shrink'].values()): data.pop('shrink')
     whole = cfg.dataset.subsample.ratio == 1 and not shuffled and not held_out
-    if data['name'] == 'cifar100_svhn' and whole:                            # its teachers learn from CIFAR-100 alone
+    if data['name'] == 'cifar100_svhn' and whole:                            # teachers see CIFAR-100 alone
         train, data['name'] = train.labelled, 'cifar100'
         for key in ('num_svhn_data', 'seed'): data.pop(key)
     return data, train

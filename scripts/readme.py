@@ -18,7 +18,7 @@ def from_root(text):
 
 
 def render(path):
-    "The notebook as Markdown for the repository's root: no hidden cells or directives, no progress bars, links from the root."
+    "The notebook as Markdown for the repository's root, without hidden cells, directives and progress bars."
     nb = nbformat.read(path, as_version=4)
     nb.cells = [c for c in nb.cells if not c.source.startswith("#| hide")]
     for c in nb.cells:
@@ -27,7 +27,8 @@ def render(path):
             c.outputs = [o for o in c.outputs if "text/html" not in o.get("data", {})]
     nb.metadata.language_info = {"name": "python"}
     text, _ = MarkdownExporter().from_notebook_node(nb)
-    return "<!-- Made from nbs/index.ipynb by `make readme`; edit that. -->\n\n" + re.sub(r"\n{3,}", "\n\n", from_root(text)).strip() + "\n"
+    text = re.sub(r"\n{3,}", "\n\n", from_root(text)).strip()
+    return f"<!-- Made from nbs/index.ipynb by `make readme`; edit that. -->\n\n{text}\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train teachers of texts, distil a student and measure its fidelity: the command `gnosis-text-classification`."""
+"""Train teachers of texts, distil a student, measure its fidelity: `gnosis-text-classification`."""
 from gnosis_nb.cli import text_classification
 
 if __name__ == "__main__":

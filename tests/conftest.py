@@ -72,7 +72,7 @@ def proxy(server):
 
 @pytest.fixture(scope='session')
 def pool(tmp_path_factory):
-    "A folder with a run that trained three teachers of images, and one with three of texts; for reading only."
+    "A folder with a run that trained three teachers of images and one with three of texts. For reading only."
     folder = tmp_path_factory.mktemp('pool')
     for command in SMALL: small(command, folder, TEACHERS, 'teacher.num_components=3', 'job_name=three')
     return folder
@@ -100,4 +100,6 @@ def batches(monkeypatch):
 @pytest.fixture
 def learners(monkeypatch):
     "Every Learner, by who learns."
-    return dict(teacher=results_of(monkeypatch, teachers, 'teacher_learner'), student=results_of(monkeypatch, experiment, 'student_learner'))
+    return dict(
+        teacher=results_of(monkeypatch, teachers, 'teacher_learner'),
+        student=results_of(monkeypatch, experiment, 'student_learner'))

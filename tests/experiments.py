@@ -47,6 +47,9 @@ def table(run, name='student_train_metrics'): return pd.read_csv(run.path/f'{nam
 def report(run): return pd.read_csv(run.path/'fidelity.csv', index_col='model')
 def weights(run, name): return load_checkpoint(run.path/f'{name}.safetensors')[0]
 def checkpoints(run): return {o.stem for o in run.path.glob('*.safetensors')}
-def states_below(folder): return [json.loads(o.read_text())['state'] for o in Path(folder).rglob('state.json')]
+def states_below(folder):
+    return [json.loads(o.read_text())['state'] for o in Path(folder).rglob('state.json')]
 def equal(a, b): return a.keys() == b.keys() and all(v.equal(b[k]) for k, v in a.items())
-def same_networks(a, b): return checkpoints(a) == checkpoints(b) and all(equal(weights(a, o), weights(b, o)) for o in checkpoints(a))
+def same_networks(a, b):
+    names = checkpoints(a)
+    return names == checkpoints(b) and all(equal(weights(a, o), weights(b, o)) for o in names)

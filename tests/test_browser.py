@@ -15,7 +15,7 @@ def free_port():
         return s.getsockname()[1]
 
 def settings(folder):
-    "Settings of JupyterLab under which every cell is on the page, seen or not, and nothing is asked or fetched."
+    "Settings of JupyterLab under which every cell is on the page and nothing is asked or fetched."
     plugins = {'notebook-extension/tracker': dict(windowingMode='none', autoStartDefaultKernel=True),
                'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False)}
     for plugin, values in plugins.items():
@@ -30,7 +30,7 @@ def answers(url):
 
 @pytest.fixture(scope='module')
 def chromium():
-    sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install playwright')
+    sync_api = pytest.importorskip('playwright.sync_api', reason='no playwright: pip install playwright')
     path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
     if not path: pytest.skip('no chromium: apt-get install chromium')
     with sync_api.sync_playwright() as p:
@@ -47,12 +47,14 @@ def lab(tmp_path_factory):
     shutil.copy(ROOT/'nbs/explore/explore.ipynb', home/'nbs')
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'PYTHONPATH': str(ROOT)}
     env |= {k: str(home/k) for k in ('IPYTHONDIR', 'JUPYTER_CONFIG_DIR', 'JUPYTER_RUNTIME_DIR')}
-    options = ['--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
-               f'--IdentityProvider.token={TOKEN}', f'--ServerApp.root_dir={home/"nbs"}',
-               f'--LabApp.user_settings_dir={settings(home/"settings")}', f'--LabApp.workspaces_dir={home/"workspaces"}',
-               '--LabApp.expose_app_in_browser=True']
+    options = ['--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}',
+               '--ServerApp.port_retries=0', f'--IdentityProvider.token={TOKEN}',
+               f'--ServerApp.root_dir={home/"nbs"}',
+               f'--LabApp.user_settings_dir={settings(home/"settings")}',
+               f'--LabApp.workspaces_dir={home/"workspaces"}', '--LabApp.expose_app_in_browser=True']
     with open(home/'log', 'w') as log:
-        process = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *options], env=env, stdout=log, stderr=log)
+        command = [sys.executable, '-m', 'jupyterlab', *options]
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
         end = time.time() + 60
         while not answers(f'http://127.0.0.1:{port}/api?token={TOKEN}'):
@@ -151,7 +153,8 @@ def test_landscape_is_read_by_pointing(page):
     shown.scroll_into_view_if_needed()
     box = shown.bounding_box()
     def at(x, y): return box['x'] + x*box['width'], box['y'] + y*box['height']     # shares of the picture
-    def point(): return re.search(r'grid \((-?[\d.]+), (-?[\d.]+)\): \w+ ([\d.]+)', plane.inner_text()).groups()
+    nearest = re.compile(r'grid \((-?[\d.]+), (-?[\d.]+)\): \w+ ([\d.]+)')
+    def point(): return nearest.search(plane.inner_text()).groups()
     page.mouse.move(*at(.2, .5))
     says(page, plane, 'nearest point of the grid')
     left, before = point(), picture(plane)
@@ -173,7 +176,8 @@ def test_runs_are_filtered(page):
     text = runs.locator('input[type=text]')
     text.fill('mixup'); text.press('Enter')
     says(page, runs, '2 of 4 runs')
-    assert len(runs.locator('table tr').all()) == 3 and len(runs.locator('select[multiple] option').all()) == 2
+    assert len(runs.locator('table tr').all()) == 3
+    assert len(runs.locator('select[multiple] option').all()) == 2
     changed(page, runs, before)
     runs.locator('select[multiple]').select_option(index=[0, 1])
     says(page, runs, 'settings in which runs')
@@ -207,7 +211,7 @@ def test_live_run_is_started_stopped_and_resumed(page):
 def test_live_run_of_texts(page):
     live = panel(page, 'live_run')
     press(live, 'text classification')
-    says(page, live, 'gnosis-text-classification dataset=sentences')
+    says(page, live, 'gnosis-text-classification .experiment=sentences')
     before = picture(live)
     press(live, 'Start')
     changed(page, live, before)

@@ -1,6 +1,5 @@
-"What only images have: which teachers fit, hostile checkpoints, batches, normalisation, and the files of other programs."
+"What only images have: which teachers fit, hostile checkpoints, batches, files of other programs."
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +10,8 @@ from torchvision import datasets
 
 import gnosis_nb.distill as distill
 import gnosis_nb.experiment as experiment
-from experiments import TEACHERS, SHORT, checkpoints, conduct, equal, images, loaded, report, same_networks, states_below, table, weights
+from experiments import (SHORT, TEACHERS, checkpoints, conduct, equal, images, loaded, report, states_below,
+    table, weights)
 from fakes import fake_cifar
 from gnosis_nb.checkpoint import load_weights, save_checkpoint
 from gnosis_nb.cli import compose
@@ -55,26 +55,30 @@ def test_teachers_of_other_pixels_are_not_used_and_those_of_the_same_in_another_
                 path = tmp_path/name/split/f'class{k}'
                 path.mkdir(parents=True)
                 for i in range(4): Image.new('RGB', (8, 8), (shade + i, 40*k, 10*i)).save(path/f'{i}.png')
-        options = ['dataset=image_folder', 'classifier.depth=8', *SHORT, 'augmentation.transforms_list=[]', 'force=true']
-        return conduct('image_classification', *options, f'data_dir={tmp_path}/runs', f'dataset.root_dir={tmp_path/name}')[1]
+        data = ['dataset=image_folder', f'dataset.root_dir={tmp_path/name}']
+        options = ['augmentation.transforms_list=[]', 'classifier.depth=8', *SHORT, 'force=true']
+        return conduct('image_classification', *data, *options, f'data_dir={tmp_path}/runs')[1]
     assert [len(loaded(folder(*o))) for o in (('a', 10), ('b', 200), ('c', 10))] == [0, 0, 1]
 
 def test_a_missing_teacher_is_none_of_those_there(tmp_path):
     r, _ = images(tmp_path, TEACHERS, 'teacher.num_components=2', 'job_name=two')
     (r.path/'teacher_0.safetensors').unlink()
     new, lines = images(tmp_path, TEACHERS, 'teacher.num_components=2')
-    assert loaded(lines) == ['two/teacher_1'] and report(new).loc[['teacher_0', 'teacher_1'], 'nll'].nunique() == 2
+    assert loaded(lines) == ['two/teacher_1']
+    assert report(new).loc[['teacher_0', 'teacher_1'], 'nll'].nunique() == 2
 
 def test_dropout_does_not_depend_on_what_was_trained_before(tmp_path):
     options = ['dataset.size=32', 'classifier=vgg', 'classifier.depth=11', 'dataset.subsample.ratio=.1']
-    first, again = (images(tmp_path, *options)[0] for _ in range(2))         # the second has its teacher from the first
+    # the second has its teacher from the first
+    first, again = (images(tmp_path, *options)[0] for _ in range(2))
     assert 'teacher_0' in checkpoints(first) and 'teacher_0' not in checkpoints(again)
     assert again.state['teachers'] == [[str(first.path/'teacher_0.safetensors')]]
     assert equal(weights(first, 'student'), weights(again, 'student'))
 
 @pytest.mark.parametrize('key', ['ckpt_dir', 'ckpt_path'])
 def test_where_checkpoints_are(pool, tmp_path, key):
-    assert find(pool, f'teacher.{key}=image_classification/three') == find(tmp_path, f'teacher.{key}={pool}') == [0]
+    assert find(pool, f'teacher.{key}=image_classification/three') == [0]
+    assert find(tmp_path, f'teacher.{key}={pool}') == [0]
     assert find(tmp_path) == []
 
 class Hostile:
@@ -83,12 +87,14 @@ class Hostile:
 
 def test_a_hostile_checkpoint_is_refused(tmp_path):
     torch.save(dict(weight=Hostile(tmp_path/'owned')), tmp_path/'teacher_0.ckpt')
-    with pytest.raises(ConfigError, match=r'^teacher\.ckpt_dir.*teacher_0\.ckpt: refused.*system') as e: images(tmp_path, 'teacher.ckpt_dir=.')
+    with pytest.raises(ConfigError, match=r'^teacher\.ckpt_dir.*teacher_0\.ckpt: refused.*system') as e:
+        images(tmp_path, 'teacher.ckpt_dir=.')
     assert '\n' not in str(e.value) and not (tmp_path/'owned').exists() and not states_below(tmp_path)
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     (tmp_path/'teacher_0.ckpt').write_bytes(b'junk')
-    with pytest.raises(ConfigError, match='^teacher.ckpt_dir.*teacher_0.ckpt: damaged'): images(tmp_path, 'teacher.ckpt_dir=.')
+    with pytest.raises(ConfigError, match='^teacher.ckpt_dir.*teacher_0.ckpt: damaged'):
+        images(tmp_path, 'teacher.ckpt_dir=.')
 
 def save_foreign(path, state): torch.save(state, path.with_suffix('.ckpt'))
 def save_own(path, state):
@@ -99,7 +105,8 @@ def save_own(path, state):
     (save_foreign, r"teacher\.ckpt_dir: .*teacher_0\.ckpt: 'fc.*has shape \[20.*expected \[10"),
     (save_own, r"teacher\.ckpt_dir=\.: .*teacher_0.*classes is 20, expected 10")])
 def test_checkpoints_with_other_classes_are_refused(tmp_path, save, message):
-    save(tmp_path/'teacher_0', build_classifier('preresnet', 20, in_channels=1, input_size=8, depth=8).state_dict())
+    net = build_classifier('preresnet', 20, in_channels=1, input_size=8, depth=8)
+    save(tmp_path/'teacher_0', net.state_dict())
     with pytest.raises(ConfigError, match=f'^{message}'): images(tmp_path, 'teacher.ckpt_dir=.')
     assert not states_below(tmp_path)
 
@@ -121,24 +128,27 @@ def test_two_splits_are_all_rows(tmp_path, batches, counts):
     ours, wanted = rows(((x + 1)*127.5).round(), y), rows(train.images.float(), train.targets)
     assert len(x) == 1347 and all(torch.equal(*o) for o in zip(ours, wanted))
     assert temp.unique(return_counts=True)[1].tolist() == [673, 674]
-    assert counts[0]['count'] == 673                                         # the teacher has seen the first half
+    assert counts[0]['count'] == 673  # the teacher has seen the first half
 
 def test_zscore(tmp_path, learners, batches):
     images(tmp_path, 'augmentation.normalization=zscore', 'augmentation.transforms_list=[]')
-    for x in (torch.cat([x for x, _ in learners['teacher'][0].dls.train]), torch.cat([x for x, *_ in batches])):
+    for seen in (learners['teacher'][0].dls.train, batches):
+        x = torch.cat([o[0] for o in seen])
         assert abs(x.mean()) < 1e-2 and abs(x.std() - 1) < 1e-2
 
 @pytest.mark.parametrize('freeze', [True, False])
 def test_frozen_statistics(pool, tmp_path, freeze):
     r, _ = images(tmp_path, f'teacher.ckpt_dir={pool}', f'trainer.freeze_bn={freeze}')
     before, after = weights(r, 'student_init'), weights(r, 'student')
-    for k in before: assert torch.equal(before[k], after[k]) == (freeze and ('running' in k or 'num_batches' in k)), k
+    for k in before:
+        assert torch.equal(before[k], after[k]) == (freeze and ('running' in k or 'num_batches' in k)), k
 
 def test_beta_falls_to_0(pool, tmp_path, monkeypatch):
     made, betas, build, log = [], [], experiment.build_loss, Run.log
     monkeypatch.setattr(experiment, 'build_loss', lambda cfg: made.append(build(cfg)) or made[-1])
     monkeypatch.setattr(Run, 'log', lambda *args: betas.append(made[-1].beta) or log(*args))
-    images(tmp_path, 'loss=ts_cvx_cross_ent', 'loss.beta=0.6', 'trainer.num_epochs=3', f'teacher.ckpt_dir={pool}')
+    loss = ['loss=ts_cvx_cross_ent', 'loss.beta=0.6']
+    images(tmp_path, *loss, 'trainer.num_epochs=3', f'teacher.ckpt_dir={pool}')
     assert betas == pytest.approx([.4, .2, 0], abs=1e-7)
 
 
@@ -146,19 +156,23 @@ def test_beta_falls_to_0(pool, tmp_path, monkeypatch):
 
 def test_a_failure_stops_those_trained_beside_it(tmp_path, monkeypatch):
     def stumble(self, *args, after_train=distill.FidelityTable.after_train):
-        if 'teacher 1' in str(self.learn.print_progress.title) and self.epoch == 1: raise ZeroDivisionError('teacher 1 stumbles')
+        if 'teacher 1' in str(self.learn.print_progress.title) and self.epoch == 1:
+            raise ZeroDivisionError('teacher 1 stumbles')
         after_train(self)
     monkeypatch.setattr(distill.FidelityTable, 'after_train', stumble)
     with pytest.raises(ZeroDivisionError, match='teacher 1 stumbles'):
-        images(tmp_path, TEACHERS, 'teacher.num_components=3', 'trainer.num_epochs=3', 'trainer.parallel_models=3')
+        three = ['teacher.num_components=3', 'trainer.parallel_models=3', 'trainer.num_epochs=3']
+        images(tmp_path, TEACHERS, *three)
     assert states_below(tmp_path) == ['failed']
     kept = {o.stem for o in tmp_path.rglob('*.safetensors') if not o.name.startswith('.')}
     assert kept == {f'teacher_init_{i}' for i in range(3)}                   # nobody is taken for trained
 
 def test_compiled_networks_learn_the_same(pool, tmp_path):
-    options = ['trainer.precision=fp32', 'teacher.num_components=2', f'teacher.ckpt_dir={pool}', 'trainer.num_epochs=2']
+    teachers = ['teacher.num_components=2', f'teacher.ckpt_dir={pool}']
+    options = [*teachers, 'trainer.precision=fp32', 'trainer.num_epochs=2']
     (plain, _), (fast, _) = (images(tmp_path/str(o), *options, f'trainer.compile={o}') for o in (False, True))
-    for k in ('train_loss', 'test_loss', 'test_acc', 'test_ts_agree'): np.testing.assert_allclose(table(fast)[k], table(plain)[k], atol=.01)
+    for k in ('train_loss', 'test_loss', 'test_acc', 'test_ts_agree'):
+        np.testing.assert_allclose(table(fast)[k], table(plain)[k], atol=.01)
 
 def interrupt(*args): raise KeyboardInterrupt
 
@@ -170,7 +184,8 @@ def test_a_run_that_is_interrupted_says_so(pool, tmp_path, monkeypatch):
 def test_an_interrupted_bf16_run_leaves_autocast_off(pool, tmp_path, monkeypatch):
     monkeypatch.setattr(PreResNet, 'forward', interrupt)
     try:
-        with pytest.raises(KeyboardInterrupt): images(tmp_path, 'trainer.precision=bf16', f'teacher.ckpt_dir={pool}')
+        with pytest.raises(KeyboardInterrupt):
+            images(tmp_path, 'trainer.precision=bf16', f'teacher.ckpt_dir={pool}')
         assert not torch.is_autocast_enabled('cpu')
     finally: torch.set_autocast_enabled('cpu', False)
 

@@ -1,4 +1,4 @@
-"Every notebook opens cleanly: valid, of the Python kernel, without errors, warnings or outputs that are too large to look at."
+"Every notebook opens cleanly: valid, of the Python kernel, without errors, warnings or large outputs."
 import json, warnings
 from pathlib import Path
 
@@ -7,12 +7,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(o for o in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts)
-LIMIT, WHOLE = 200_000, 300_000                                              # bytes of one output and of a notebook, as stored
+LIMIT, WHOLE = 200_000, 300_000                                          # bytes of one output, of a notebook
 
 def problems(path):
     "What is wrong with a notebook, in words."
     out = []
-    with warnings.catch_warnings(record=True) as caught:                     # a missing cell id is a warning only
+    with warnings.catch_warnings(record=True) as caught:                     # as that of a missing cell id
         warnings.simplefilter('always')
         try:
             nb = nbformat.read(path, as_version=nbformat.NO_CONVERT)
@@ -40,7 +40,8 @@ def output_problems(o):
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda o: str(o.relative_to(ROOT/'nbs')))
 def test_opens_cleanly(path): assert problems(path) == []
 
-def test_there_are_notebooks(): assert {'index', 'explore', 'quick_start', '00_losses'} <= {o.stem for o in NOTEBOOKS}
+def test_there_are_notebooks():
+    assert {'index', 'explore', 'quick_start', '00_losses'} <= {o.stem for o in NOTEBOOKS}
 
 def test_what_is_wrong_is_found(tmp_path):
     from nbformat.v4 import new_code_cell, new_notebook, new_output

@@ -2,9 +2,8 @@
 import pytest
 import torch
 
-from experiments import SHORT, TEACHERS, conduct, script, states_below, texts
+from experiments import SHORT, TEACHERS, conduct, script, states_below, texts, weights
 from fakes import fake_imdb
-from gnosis_nb.checkpoint import load_checkpoint
 from gnosis_nb.data.text import load_text
 from gnosis_nb.models import build_classifier
 from gnosis_nb.schema import ConfigError
@@ -15,7 +14,8 @@ def test_a_network_has_a_vector_for_each_word(tmp_path, monkeypatch):
     network = ['classifier.embedding_size=16', 'classifier.lstm_cell_size=16', 'classifier.depth=2']
     where = [f'dataset.root_dir={reviews}', f'data_dir={tmp_path}']
     r, _ = conduct('text_classification', *SHORT, *network, *where, TEACHERS)
-    words, net = (r.path/'words.txt').read_text(encoding='utf-8').split('\n'), load_checkpoint(r.path/'teacher_0.safetensors')[0]
+    words = (r.path/'words.txt').read_text(encoding='utf-8').split('\n')
+    net = weights(r, 'teacher_0')
     assert words[0] == '<unk>' and net['embed.weight'].shape == (len(words), 16)
     assert net['lstm.weight_hh_l1_reverse'].shape == (64, 16)
 
@@ -29,7 +29,8 @@ def test_a_foreign_checkpoint_with_other_words_is_refused(tmp_path):
 def test_two_splits_are_all_texts(tmp_path, learners):
     texts(tmp_path, 'dataset.subsample.ratio=0.4', 'distill_loader.splits=[0,1]', 'distill_loader.temp=[1,2]')
     dl = learners['student'][0].dls.train
-    assert len(learners['teacher'][0].dls.train.dataset) == 120 and [len(o.dataset) for o in dl.parts] == [120, 180]
+    assert len(learners['teacher'][0].dls.train.dataset) == 120
+    assert [len(o.dataset) for o in dl.parts] == [120, 180]
     train = load_text('sentences', num_train=300, num_test=101).train
     seen, rows = [], 0
     for x, y, temp in dl:
@@ -43,5 +44,6 @@ def test_two_splits_are_all_texts(tmp_path, learners):
 def test_missing_reviews_are_one_line_and_exit_status_1(tmp_path):
     p = script('text_classification', cwd=tmp_path)
     assert p.returncode == 1 and len(p.stderr.splitlines()) == 1
-    assert p.stderr.startswith('error: IMDB is missing or damaged: looked for train/pos in data/datasets/imdb/aclImdb')
+    where = 'data/datasets/imdb/aclImdb'
+    assert p.stderr.startswith(f'error: IMDB is missing or damaged: looked for train/pos in {where}')
     assert not states_below(tmp_path)

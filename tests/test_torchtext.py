@@ -30,7 +30,8 @@ def test_on_record():
 
 def test_odd_strings():
     odd = ['', ' ', '<unk> <UNK>', 'a"b <br"/> <br" />', "'.,()!?;:\"", 'a\x1fb\x85c\u2028d\u00a0e',
-           'İSTANBUL ẞ Σ', 'tab\tnew\nline\r\n', '<br /><br  />', '\ufeffbom', '...!!!', 'no-break\u202fspace']
+           'İSTANBUL ẞ Σ', 'tab\tnew\nline\r\n', '<br /><br  />', '\ufeffbom', '...!!!',
+           'no-break\u202fspace']
     assert both([odd*2, odd], 2)[0][0] == '<unk>'
 
 def test_sentences():

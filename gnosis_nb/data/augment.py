@@ -6,7 +6,7 @@
 __all__ = ['AUGMENTATIONS', 'adjust_brightness', 'adjust_contrast', 'adjust_saturation', 'adjust_hue', 'random_colorjitter',
            'random_grayscale', 'gaussian_blur', 'random_gaussian_blur', 'Augmentation', 'augmentation']
 
-# %% ../../nbs/25_data.augment.ipynb #da2daf93
+# %% ../../nbs/25_data.augment.ipynb #4135d691
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from .geometry import (
-    RandomResizedCrop, Window, check_pair, check_range, draw_uniform, random_crop, random_flip,
+    RandomResizedCrop, Window, check_sizes, check_range, draw_uniform, random_crop, random_flip,
     random_perspective, random_rotation, transform_some)
 from .split import check_ratio
 
@@ -82,8 +82,8 @@ def _jitter(steps, x, generator):
 
 def random_colorjitter(
     brightness:float|Sequence=0., # b: factors are uniform on [max(0, 1 - b), 1 + b], or between two
-    contrast:float|Sequence=0.,   # likewise
-    saturation:float|Sequence=0., # likewise
+    contrast:float|Sequence=0.,   # likewise, of the contrast
+    saturation:float|Sequence=0., # likewise, of the saturation
     hue:float|Sequence=0.,        # h <= 0.5: turns are uniform on [-h, h], or between two
 )->Callable:
     "Batch transform: change brightness, contrast, saturation and hue of each image, in random order."
@@ -133,7 +133,7 @@ def random_gaussian_blur(
     sigma:float|Sequence=(.1, 2.),   # standard deviations are uniform between these, in pixels
 )->Callable:
     "Batch transform: blur each image by a Gaussian of random width."
-    pair = check_pair('kernel_size', kernel_size)
+    pair = check_sizes('kernel_size', kernel_size)
     bounds = check_range('sigma', sigma, lambda v: (v, v), 0)
     if any(o % 2 == 0 for o in pair): raise ValueError(f"kernel_size={kernel_size!r}: expected odd numbers")
     if bounds[0] == 0: raise ValueError(f"sigma={sigma!r}: expected standard deviations > 0")

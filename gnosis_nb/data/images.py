@@ -165,17 +165,14 @@ class ImageFiles(Images):
         im = transform(_open_image(self.files[i]))
         return im if isinstance(im, torch.Tensor) else pil_to_tensor(im)
 
-# %% ../../nbs/20_data.images.ipynb #6e3c68f8
-@patch
-def fingerprint(
-    self:ImageFiles,
-    labels:bool=True, # of labels, too
-):
-    "A checksum (CRC-32) of names below the common folder, sizes of files, and labels; reads no pixels."
-    root = os.path.commonpath([f.parent for f in self.files]) if self.files else ''
-    listing = ''.join(f'{f.relative_to(root).as_posix()}\0{f.stat().st_size}\n' for f in self.files)
-    names = zlib.crc32(listing.encode())
-    return zlib.crc32(self.targets.cpu().numpy(), names) if labels else names
+    def fingerprint(self,
+        labels:bool=True, # of labels, too
+    ):
+        "A checksum (CRC-32) of names below the common folder, sizes of files, and labels; reads no pixels."
+        root = os.path.commonpath([f.parent for f in self.files]) if self.files else ''
+        listing = ''.join(f'{f.relative_to(root).as_posix()}\0{f.stat().st_size}\n' for f in self.files)
+        names = zlib.crc32(listing.encode())
+        return zlib.crc32(self.targets.cpu().numpy(), names) if labels else names
 
 # %% ../../nbs/20_data.images.ipynb #a0041cf6
 @patch

@@ -27,11 +27,12 @@ from ..curves import metric_name, plot_curves, read_curves
 from ..data.text import TEXT_SOURCES
 from .panel import Sheet, as_html, can_show
 from ..runs import run_identity
+from ..settings import as_dict
 
 # %% ../../nbs/74_explore.live.ipynb #ea7846b8
 def _settings(overrides, command):
     "Nested settings, as the command would have them."
-    return compose(list(overrides), command)
+    return as_dict(compose(list(overrides), command))
 
 def _read_state(path):
     try: state = json.loads(path.read_text(encoding='utf-8'))
@@ -55,25 +56,28 @@ def run_state(
     return 'not started' if folder is None else _read_state(folder/'state.json').get('state', 'not started')
 
 # %% ../../nbs/74_explore.live.ipynb #6f91df71
+def _distances(curves): return [c for c in curves if c.startswith('fid_')] or ['fid'] # one for each judge
+
 def _plot_progress(curves):
     sheet = Sheet(9, 3)
-    left, right = sheet.subplots(1, 2)
-    gan = 'gen_loss' in curves
-    plot_curves(curves, ['gen_loss', 'disc_loss'] if gan else 'test_acc', 'network', ax=left)
-    plot_curves(curves, 'fid' if gan else ['test_ts_agree', 'train_ts_agree'], 'network', ax=right)
-    left.set_title('losses' if gan else 'accuracy, evaluation data', fontsize=10)
-    right.set_title('distance of samples to real images' if gan else 'agreement with the teacher', fontsize=10)
+    if 'gen_loss' in curves:
+        drawn = {'losses': ['gen_loss', 'disc_loss'], 'distance to real images': _distances(curves)}
+    else: drawn = {'accuracy': ['test_acc'], 'agreement': ['test_ts_agree', 'train_ts_agree']}
+    for ax, (title, metrics) in zip(sheet.subplots(1, 2), drawn.items()):
+        plot_curves(curves, metrics, 'network', ax=ax)
+        ax.set_title(title, fontsize=10)
     return sheet
 
-_SHOWN = ['epoch', 'train_loss', 'test_acc', 'test_nll', 'test_ece', 'test_ts_agree', 'test_ts_kl', 'train_ts_agree',
-          'gen_loss', 'disc_loss', 'fid', 'is']
+_SHOWN = ['epoch', 'train_loss', 'test_acc', 'test_nll', 'test_ece', 'test_ts_agree', 'test_ts_kl',
+          'train_ts_agree', 'gen_loss', 'disc_loss']
 
 def _newest(curves):
     "The newest value of each metric, a row for each network."
     if not len(curves): return pd.DataFrame()
     newest = {k: rows.ffill().iloc[-1] for k, rows in curves.groupby('network', sort=False)}
     table = pd.DataFrame(newest).T.dropna(axis=1, how='all')
-    table = table[[c for c in _SHOWN if c in table]].infer_objects()
+    shown = [*_SHOWN, *(c for c in table if c.startswith(('fid_', 'is_')))]
+    table = table[[c for c in shown if c in table]].infer_objects()
     return table.astype({'epoch': int}).rename(columns=metric_name)
 
 # %% ../../nbs/74_explore.live.ipynb #8d3f022d
@@ -92,9 +96,10 @@ def _group_options(group, command):
     "The names that `group=…` can have on the command line."
     paths = [o for o in (files('gnosis_nb.config')/group).iterdir() if o.name.endswith('.yaml')]
     names = sorted(o.name.removesuffix('.yaml') for o in paths if not o.name.startswith('_'))
-    if group not in ('dataset', 'classifier'): return names
-    def is_text(name): return name in TEXT_SOURCES or name.startswith('lstm')
-    return [o for o in names if is_text(o) == (command == 'text_classification')]
+    for_texts = {o for o in names if o in TEXT_SOURCES or o.startswith(('lstm', 'text_'))}
+    if not for_texts: return names
+    offered = for_texts if command == 'text_classification' else set(names) - for_texts
+    return [o for o in names if o in offered or o == 'own']
 
 def _field(key, value):
     "A widget for a setting, by the kind of its value."
@@ -175,7 +180,8 @@ class LiveRun(widgets.VBox):
     ):
         self.given, self.every, self.process = list(overrides), every, CommandProcess(command)
         self.defaults = self.settings = _settings(overrides, command) # without the fields, and with them
-        self.groups = {k: self._menu(k) for k in _GROUPS[command] if not any(o.startswith(f'{k}=') for o in overrides)}
+        given = {o.split('=')[0] for o in overrides}
+        self.groups = {k: self._menu(k) for k in _GROUPS[command] if k not in given}
         self.fields = {k: _field(k, _setting(self.defaults, k)) for k in fields}
         self.buttons = {k: widgets.Button(description=k) for k in ('Start', 'Stop', 'Resume')}
         self.status, self.text = widgets.HTML(), widgets.HTML()
@@ -246,7 +252,7 @@ def _run_tables(curves, folder):
     newest, report = _newest(curves), folder/'fidelity.csv'
     text = as_html(newest, 'Newest values, evaluation data unless it says otherwise') if len(newest) else ''
     if not report.exists(): return text
-    return text + as_html(pd.read_csv(report, index_col='model'), 'Report of the finished run, evaluation data')
+    return text + as_html(pd.read_csv(report, index_col='model'), 'Report of the finished run')
 
 @patch
 def refresh(self:LiveRun):
@@ -256,8 +262,9 @@ def refresh(self:LiveRun):
     if state == 'running' and not running: state = 'killed, or run by another program'
     stopped = state.startswith(('interrupted', 'killed'))
     for o in (*self.groups.values(), *self.fields.values()): o.disabled = running
-    for k, enabled in dict(Start=not running and not stopped, Stop=running, Resume=not running and stopped).items():
-        self.buttons[k].disabled = not enabled
+    self.buttons['Start'].disabled = running or stopped
+    self.buttons['Stop'].disabled = not running
+    self.buttons['Resume'].disabled = running or not stopped
     command = self.process.command_line(self.overrides())
     self.status.value = _status(running and self.process.process.pid, state, command, folder)
     tables = '' if folder is None else _run_tables(curves, folder)
@@ -278,7 +285,7 @@ class LiveRuns(widgets.VBox):
         super().__init__([self.choice, stack])
 
 def live_run(
-    overrides:Sequence|Mapping=(), # as on the command line; or names of commands to such, of which the form chooses one
+    overrides:Sequence|Mapping=(), # as on the command line; or names of several commands to such
     command:str='image_classification', # one of `COMMANDS`, where `overrides` name none
     fields:Sequence|None=None, # settings that have a field; None: some that matter
     every:float=1., # seconds from one look at the folder to the next

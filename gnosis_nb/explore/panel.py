@@ -42,8 +42,8 @@ def as_html(
 )->str:
     "A table as HTML with the look of JupyterLab's own tables; texts in it are escaped."
     text = table.to_html(border=0, float_format=f'{{:.{digits}f}}'.format, na_rep='')
-    # by default JupyterLab centres tables and breaks the lines of cells
-    text = text.replace('<table', "<table style='margin: 0'", 1).replace('<td>', "<td style='white-space: nowrap'>")
+    text = text.replace('<table', "<table style='margin: 0'", 1) # JupyterLab centres tables
+    text = text.replace('<td>', "<td style='white-space: nowrap'>") # and breaks the lines of cells
     title = f'<b>{html.escape(title)}</b>' if title else ''
     return ("<div class='jp-RenderedHTMLCommon' style='overflow-x: auto; white-space: nowrap'>"
             f"{title}{text}</div>")
@@ -55,7 +55,7 @@ class Panel(widgets.VBox):
         draw:Callable, # called with the controls' values by name; returns a figure, and a text in HTML
         controls:Mapping, # names to widgets that have a value
         buttons:Sequence=(), # widgets without one
-        pointed:Callable|None=None, # called as `pointed(kind, *point)`, see `Panel.watch`; returns a text in HTML
+        pointed:Callable|None=None, # as for `Panel.watch`: what is told about the place under the mouse
     ):
         self.draw, self.controls, self.buttons = draw, controls, list(buttons)
         self.text, self.reading = widgets.HTML(), widgets.HTML()
@@ -79,7 +79,7 @@ class Panel(widgets.VBox):
 # %% ../../nbs/70_explore.panel.ipynb #b86fc752
 def point_on(
     figure:Figure, # as it was drawn last
-    event:Mapping, # relativeX, relativeY, boundingRectWidth, boundingRectHeight in pixels, as `ipyevents` sends them
+    event:Mapping, # of `ipyevents`: relativeX, relativeY, boundingRectWidth, boundingRectHeight (pixels)
 ): # (number of the Axes, x, y), or None where there is no Axes
     "What the mouse points at, in the coordinates of the figure."
     wide, high = event['boundingRectWidth'], event['boundingRectHeight']
@@ -93,7 +93,7 @@ def point_on(
 @patch
 def watch(
     self:Panel,
-    pointed:Callable, # called as `pointed(kind, axes, x, y)` with 'mousemove' or 'click' and what `point_on` returns
+    pointed:Callable, # `pointed(kind, axes, x, y)`, kind 'mousemove' or 'click'; returns a text in HTML
 ):
     "Show below the picture what `pointed` says about the place under the mouse."
     if Event is None:
@@ -102,7 +102,7 @@ def watch(
     self.reading.value = 'Point at the picture to read it.'
     def tell(event):
         if point := point_on(self.figure, event): self.reading.value = pointed(event['type'], *point)
-    self.mouse = Event(source=self.picture, watched_events=['mousemove', 'click'], wait=50) # at most every 50 ms
+    self.mouse = Event(source=self.picture, watched_events=['mousemove', 'click'], wait=50) # ms
     self.mouse.on_dom_event(tell)
 
 # %% ../../nbs/70_explore.panel.ipynb #74625acb

@@ -20,7 +20,7 @@ from .predictions import choose_images, draw_image, member_logits, soften, tempe
 
 # %% ../../nbs/75_explore.policies.ipynb #02cf59af
 def _policy_batch(blocks, sets, rows, seed=0):
-    "Inputs [n, C, H, W] that a policy makes of these training images, their pixels, and where each comes from."
+    "What a policy makes of these training images: inputs [n, C, H, W], pixels, and where each comes from."
     block = DistillBlock(*blocks)
     dl = block.loader(replace(sets, train=sets.train.subset(list(rows))), bs=len(rows), seed=seed)
     indices = [torch.arange(min(len(rows), len(o.dataset))) for o in dl.parts] # in order
@@ -47,11 +47,12 @@ def _plot_policies(made, classes):
         for i, image in enumerate(pixels):
             title = '' if probs is None else f'{classes[probs[i].argmax()]} {probs[i].max():.2f}'
             draw_image(row[i], image, title)
-        row[0].text(-.15, .5, name.replace('_', '\n'), transform=row[0].transAxes, ha='right', va='center', fontsize=8)
+        row[0].text(-.15, .5, name.replace('_', '\n'), transform=row[0].transAxes, fontsize=8,
+                    ha='right', va='center')
     return sheet
 
 def _apply_policies(policies, sets, rows, seed, teacher, temp):
-    "For the images as they are and for each policy: pixels, and the teacher's distributions (None without one)."
+    "For the images as they are and for each policy: pixels, and the teacher's distributions or None."
     made = {}
     for name, blocks in {'as they are': [], **policies}.items():
         x, pixels, _ = _policy_batch(blocks, sets, rows, seed)
@@ -63,7 +64,7 @@ def _apply_policies(policies, sets, rows, seed, teacher, temp):
 # %% ../../nbs/75_explore.policies.ipynb #c3633bb1
 def augmentation_viewer(
     sets:ImageSets, # images; those for training are shown
-    policies=('baseline', 'rotation', 'vertical_flip', 'mixup', 'noise'), # keys of `POLICIES`, or names to blocks
+    policies=('baseline', 'rotation', 'colorjitter', 'mixup', 'noise'), # of `POLICIES`, or names to blocks
     teacher=None, # returns logits [n, classes] or [n, m, classes]; None: images only
     n:int=32, # images to choose from
     temp:float=1., # temperature τ of the predictions, in [1/4, 32]
@@ -73,7 +74,8 @@ def augmentation_viewer(
     blocks = dict(policies) if isinstance(policies, Mapping) else {o: policy_blocks(o) for o in policies}
     classes = sets.train.classes
     controls = dict(
-        policies=widgets.SelectMultiple(options=list(blocks), value=tuple(blocks), description='policies', rows=6),
+        policies=widgets.SelectMultiple(options=list(blocks), value=tuple(blocks), rows=6,
+                                        description='policies'),
         images=choose_images(sets.train.targets[:n], classes, 6),
         seed=widgets.IntSlider(0, 0, 50, description='draw'),
         temp=temperature_slider(temp))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from .preresnet import PreResNet
 from .convnets import LeNet, VGG, resnet
-from .ensemble import ClassifierEnsemble
+from .ensemble import ClassifierEnsemble                     # noqa: F401 (part of the package)
 from .lstm import LSTMClassifier
 from .sngan import SNGANGenerator, SNGANDiscriminator
 from .dcgan import DCGANGenerator, DCGANDiscriminator

@@ -66,7 +66,7 @@ def _difference(metric, more, less):
     return lambda t: _per_trial(t, metric, **more) - _per_trial(t, metric, **less)
 
 def _change(metric, column, sign=1, **where):
-    "The metric at the largest value of a column, less that at the smallest; nothing where there is one value."
+    "The metric at a column's largest value, less that at its smallest; nothing where there is one value."
     def effect(t):
         t = rows_with(t, **where)
         if t[column].nunique() < 2: return pd.Series(dtype=float)
@@ -117,7 +117,8 @@ CLAIMS = [
           lambda t: _per_trial(t, 'agreement', shown=t.shown.max()) - 99, absolute=True),
     Claim('fig02', 'With enough data the student is as accurate as its teacher, within a point',
           lambda t: _over_teacher(t, shown=t.shown.max()), margin=1.),
-    Claim('fig04', 'Students of the data of the teacher (D0) are more accurate than students of new data (D1)',
+    Claim('fig04',
+          'Students of the data of the teacher (D0) are more accurate than students of new data (D1)',
           _difference('accuracy', _D0, _D1)),
     Claim('fig04', 'Students of new data are closer to the teacher', _difference('agreement', _D1, _D0)),
     Claim('fig04', 'Students of new data are better calibrated', _difference('ece', _D0, _D1)),
@@ -157,11 +158,13 @@ CLAIMS += [
           _difference('accuracy', _BASE, dict(policy='Noise'))),
     Claim('fig03', 'With images of another domain the student is less accurate than the baseline',
           _difference('accuracy', _BASE, dict(policy='OOD'))),
-    Claim('fig03', 'Agreement with the own teacher is higher than between independent models', _over_independent),
+    Claim('fig03', 'Agreement with the own teacher is higher than between independent models',
+          _over_independent),
     Claim('fig11', 'MixUp (τ = 1) has the best NLL', _best('nll', ['MixUp'], lowest=True), 'nats'),
     Claim('fig11', 'The NLL of MixUp (τ = 1) is better than that of the teachers',
           lambda t: _per_trial(t, 'teacher_nll', **_MIXUP) - _per_trial(t, 'nll', **_MIXUP), 'nats'),
-    Claim('fig11', 'Agreement with the own teacher is higher than between independent models', _over_independent),
+    Claim('fig11', 'Agreement with the own teacher is higher than between independent models',
+          _over_independent),
     Claim('fig13', 'Agreement is below 85 %', _below('agreement', 85.), absolute=True),
     Claim('fig13', 'MixUp agrees more than the baseline', _difference('agreement', _MIXUP, _BASE))]
 
@@ -184,7 +187,8 @@ def _between_pairs(metric, more, less):
 
 _TABLE2 = (
     ('With one teacher the student is more accurate than it', lambda t: _over_teacher(t, m=1)),
-    ('With several teachers the student is less accurate than they', lambda t: -_over_teacher(t, m=t.m.max())),
+    ('With several teachers the student is less accurate than they',
+     lambda t: -_over_teacher(t, m=t.m.max())),
     ('Agreement rises with the number of teachers', _change('agreement', 'm')))
 
 CLAIMS += [
@@ -211,7 +215,7 @@ CLAIMS += [
 
 # %% ../../nbs/61_paper.claims.ipynb #22e04871
 def _more_alike(t):
-    "By how much features are more like the teacher's, over three stages, of students with its initial weights."
+    "By how much the teacher's initial weights make features more like the teacher's, over three stages."
     stages = [_difference(f'cka_{i}', _SAME_INIT, _RANDOM_INIT)(t) for i in range(3)]
     return sum(stages)/3
 
@@ -229,7 +233,8 @@ CLAIMS += [
     Claim('fig06', 'From λ = .25 to λ = .375 agreement jumps',
           _difference('train_agreement', dict(sweep='fig06b', lam=.375), dict(sweep='fig06b', lam=.25))),
     Claim('fig06', 'From λ = .375 on agreement is at least 98 %',
-          lambda t: _per_trial(t[t.lam >= .375], 'train_agreement', 'min', sweep='fig06b') - 98, absolute=True),
+          lambda t: _per_trial(t[t.lam >= .375], 'train_agreement', 'min', sweep='fig06b') - 98,
+          absolute=True),
     Claim('table1', "Started at the teacher's initial weights, a student agrees no more, within a point",
           _difference('agreement', _SAME_INIT, _RANDOM_INIT), margin=1.),
     Claim('table1', "Started at the teacher's initial weights, its features are more like the teacher's",

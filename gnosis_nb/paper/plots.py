@@ -83,9 +83,9 @@ LABELS = dict(
     agreement='agreement (%)', kl='KL to the student (nats)',
     train_agreement='train agreement (%)', teacher_accuracy="teacher's accuracy (%)",
     cka_0='CKA, stage 1', cka_1='CKA, stage 2', cka_2='CKA, stage 3',
-    synth='synthetic images per real image', m='teachers m', tau='temperature τ', alpha='weight α of the labels',
-    epochs='epochs', lam="λ, share of the teacher's weights", policy='', splits="student's data",
-    shown='images in the distillation set',
+    synth='synthetic images per real image', m='teachers m', tau='temperature τ',
+    alpha='weight α of the labels', epochs='epochs', lam="λ, share of the teacher's weights", policy='',
+    splits="student's data", shown='images in the distillation set',
     pair='depth of teacher / student', init='start of the student')
 _SERIES = dict(m='m = {}', tau='τ = {:g}', splits='{}', optimizer='{}', data='{}')
 
@@ -113,7 +113,8 @@ def mean_std(
 PALETTE = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9']
 STYLE = {
     'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 9,
-    'legend.fontsize': 8, 'legend.frameon': False, 'pdf.fonttype': 42, 'svg.fonttype': 'none', 'lines.linewidth': 1.4}
+    'legend.fontsize': 8, 'legend.frameon': False, 'lines.linewidth': 1.4,
+    'pdf.fonttype': 42, 'svg.fonttype': 'none'}
 _BESIDE = dict(teacher=('--', '_'), independent=(':', 'x'))                   # lines, markers of categories
 
 def _chosen(rows, panel):
@@ -138,7 +139,8 @@ def _paper_values(name, panel, label, metric=None):
 def _places(r, panel, paper):
     "Where each x is on the axis: numbers where they are, words in a row, policies in the paper's order."
     xs = list(mean_std(_chosen(r.rows, panel), panel.x, panel.metric).index)
-    for _, label, *_ in _series_of(r, panel) if paper else []: xs += list(_paper_values(r.figure, panel, label).x)
+    if paper:
+        for _, label, *_ in _series_of(r, panel): xs += list(_paper_values(r.figure, panel, label).x)
     xs = list(dict.fromkeys(xs))
     if not any(isinstance(o, str) for o in xs): return {o: o for o in sorted(xs)}
     xs.sort(key=lambda o: _POLICIES.index(o) if o in _POLICIES else len(o) + 99)
@@ -279,8 +281,8 @@ def draw(
     wide, tall = (4.2, 3.) if any(p.x == 'policy' for p in panels) else (3.4, 2.4)
     size = (min(wide*columns, max(11, 2.3*columns)), tall*rows + .8)
     with plt.rc_context(STYLE):
-        share = 'col' if beside else False
-        fig, axs = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained', sharex=share)
+        fig, axs = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained',
+                                sharex='col' if beside else False)
         if beside:
             for panel, (ours, theirs) in zip(panels, axs.T): _draw_beside_paper(r, panel, ours, theirs)
         else:
@@ -353,7 +355,7 @@ def draw_basins(
         fig, axs = plt.subplots(1, len(lams), figsize=size, squeeze=False, layout='constrained')
         for ax, lam in zip(axs.flat, lams):
             s = surfaces[surfaces.lam == lam]
-            s = s.assign(distillation=s.kl.clip(lower=limits[0]/2))         # zero has no logarithm
+            s = s.assign(kl=s.kl.clip(lower=limits[0]/2))                   # zero has no logarithm
             o = s.iloc[0]
             points = {'teacher': (o.a_t, o.b_t), 'start': (o.a_0, o.b_0), 'end': (o.a_1, o.b_1)}
             plot_surface(s, points=points, limits=limits, label='KL to the teacher (nats)', ax=ax)

@@ -17,19 +17,21 @@ import torch
 from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..checkpoint import checkpoint_info, find_checkpoints, load_checkpoint, load_weights, write_atomic
+from ..checkpoint import (
+    checkpoint_info, find_checkpoints, load_checkpoint, load_network, load_weights, write_atomic)
 from ..cli import compose_sweep
-from ..experiment import load_data, load_network, network_options
+from ..inputs import load_inputs
 from ..landscape import Plane, grid_axes, loss_surface
-from ..losses import TeacherStudentKL, reduce_ensemble_logits
+from ..losses import reduce_ensemble_logits
 from ..models import build_classifier, build_gan
-from .claims import check_claims, interval
+from .claims import check_claims
 from .plots import FIGURES, draw, draw_answers, draw_basins, save_figure
 from .sweeps import (
     SCALES, SWEEPS, Results, command_of, done_runs, ensemble_logits, evaluation_batches, load_results,
     override_key, result_row, results, run_here, run_state, save_results, settings_row, shown_images,
     sweep_jobs, teacher_jobs, train)
-from ..runs import RunLocked, run_identity
+from ..runs import RunLocked
+from ..settings import network_options, teacher_recipe
 
 # %% ../../nbs/64_paper.reproduce.ipynb #ba1706fb
 def draw_samples(
@@ -59,18 +61,21 @@ def basins(
     lams=(0., .25, .375), # λ of the students
     n:int=21, # points on each axis
     images:int=256, # evaluation images that predictions are of
-)->pd.DataFrame: # columns lam, a, b, kl, nll, agreement; where the teacher (a_t, b_t), start (a_0, b_0) and end (a_1, b_1) are
-    "KL to the teacher around the students of the first trial that are done. (Stanton et al. 2021, Figure 6c)"
+)->pd.DataFrame: # columns lam, a, b, kl, nll, agreement, and the corners a_t, b_t, a_0, b_0, a_1, b_1
+    """KL to the teacher around the students of the first trial that are done.
+
+    The teacher is at (a_t, b_t), the student's start at (a_0, b_0), and its end at (a_1, b_1).
+    (Stanton et al. 2021, Figure 6c)"""
     done, out = done_runs(data_dir), []
     for job in jobs:
-        path, lam = done.get(run_identity(job.settings)), settings_row(job.settings)['lam']
-        if job.preset != 'fig06b' or job.settings['trial_id'] or path is None or lam not in lams: continue
-        teacher, net = load_network(run_state(path)['teachers'][0][0]), load_network(path/'student.safetensors')
+        path, lam = done.get(job.identity), settings_row(job.settings)['lam']
+        if job.preset != 'fig06b' or job.settings.trial_id or path is None or lam not in lams: continue
+        teacher = load_network(run_state(path)['teachers'][0][0])
+        net = load_network(path/'student.safetensors')
         start = load_checkpoint(path/'student_init.safetensors')[0]
         plane = Plane(net, teacher.state_dict(), start, net.state_dict())
         batches = evaluation_batches(job.settings, images=images)
-        s = loss_surface(net, plane, teacher, batches, *grid_axes(plane, n), loss=TeacherStudentKL(), temp=4.)
-        s = s.rename(columns=dict(distillation='kl'))
+        s = loss_surface(net, plane, teacher, batches, *grid_axes(plane, n), temp=4.)
         (a_t, b_t), (a_0, b_0), (a_1, b_1) = plane.corners
         out.append(s.assign(lam=lam, a_t=a_t, b_t=b_t, a_0=a_0, b_0=b_0, a_1=a_1, b_1=b_1))
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame()
@@ -82,20 +87,24 @@ def teacher_answers(
     ms=(1, 3, 5), # sizes of the ensembles
     images:int=3, # of each of the two sets
 )->pd.DataFrame: # columns data, tau, image, label, depth, m, class, probability
-    "What ensembles of teachers say of training images, with τ = 1 and 4, and of test images. (Stanton et al. 2021, Figure 8)"
+    """What ensembles of teachers say of training images, with τ = 1 and 4, and of test images.
+
+    (Stanton et al. 2021, Figure 8)"""
     done, out = done_runs(data_dir), []
     for job in jobs:
-        if (path := done.get(run_identity(job.settings))) is None: continue
+        if (path := done.get(job.identity)) is None: continue
         members, depth = run_state(path)['teachers'][0], settings_row(job.settings)['pair'].split(' / ')[0]
-        sets = load_data(job.settings)[1]
+        sets = load_inputs(job.settings).sets
         for data, tau in (('train', 1.), ('train', 4.), ('test', 1.)):
             examples = getattr(sets, data)
             z = ensemble_logits(members, evaluation_batches(job.settings, data, images))
             for m in [o for o in ms if o <= len(members)]:
                 p = (reduce_ensemble_logits(z[:, :m])/tau).softmax(-1)
                 for i in range(images):
-                    row = dict(data=data, tau=tau, image=i, label=examples.classes[int(examples.targets[i])], depth=depth, m=m)
-                    out += [{**row, 'class': name, 'probability': v} for name, v in zip(examples.classes, p[i].tolist())]
+                    label = examples.classes[int(examples.targets[i])]
+                    row = dict(data=data, tau=tau, image=i, label=label, depth=depth, m=m)
+                    bars = zip(examples.classes, p[i].tolist())
+                    out += [{**row, 'class': name, 'probability': v} for name, v in bars]
     return pd.DataFrame(out)
 
 # %% ../../nbs/64_paper.reproduce.ipynb #d2ab780a
@@ -110,41 +119,42 @@ def _forward_flops(spec): # JSON of `build_classifier`'s arguments
 _SETS = dict(cifar100=(50_000, 3, 32, 100), mnist=(200, 1, 28, 10), imagenet=(1_281_167, 3, 224, 1000))
 
 def _network_flops(cfg, who):
-    _, channels, size, classes = _SETS[cfg['dataset']['name']]
+    _, channels, size, classes = _SETS[cfg.dataset.name]
     spec = dict(network_options(cfg, who), num_classes=classes, in_channels=channels, input_size=size)
     return _forward_flops(json.dumps(spec))
 
 def _cost_of_teachers(cfg):
     "Epochs, images, arithmetic of an image."
-    epochs = cfg['teacher']['trainer']['num_epochs'] or cfg['trainer']['num_epochs']
-    epochs *= cfg['teacher']['num_components']
-    images = _SETS[cfg['dataset']['name']][0]*cfg['dataset']['subsample']['ratio']
+    epochs = teacher_recipe(cfg).num_epochs*cfg.teacher.num_components
+    images = _SETS[cfg.dataset.name][0]*cfg.dataset.subsample.ratio
     return epochs, images*epochs, 3*_network_flops(cfg, 'teacher')
 
 def _cost_of_student(cfg):
-    epochs, load, share = cfg['trainer']['num_epochs'], cfg['distill_loader'], cfg['dataset']['subsample']['ratio']
-    own = _SETS[cfg['dataset']['name']][0]*sum((share, 1 - share)[i] for i in load['splits'])
-    images = (own + shown_images(cfg))*(1 + load['synth_ratio'])
-    flops = 3*_network_flops(cfg, 'classifier') + cfg['teacher']['num_components']*_network_flops(cfg, 'teacher')
+    epochs, load, share = cfg.trainer.num_epochs, cfg.distill_loader, cfg.dataset.subsample.ratio
+    own = _SETS[cfg.dataset.name][0]*sum((share, 1 - share)[i] for i in load.splits)
+    images = (own + shown_images(cfg))*(1 + load.synth_ratio)
+    flops = 3*_network_flops(cfg, 'classifier') + cfg.teacher.num_components*_network_flops(cfg, 'teacher')
     return epochs, images*epochs, flops
 
 # %% ../../nbs/64_paper.reproduce.ipynb #73a2250f
 def cost_table(
     throughput:float=20_000, # training images/s of a ResNet-20 without a teacher, on the device in question
     names=None, # figures; default: all that train on images
-)->pd.DataFrame: # a row a figure: runs, epochs, millions of images, GPU hours; runs of two figures are counted in each
-    "What the figures cost at the paper's scale."
+)->pd.DataFrame: # a row a figure: runs, epochs, millions of images, GPU hours
+    "What the figures cost at the paper's scale. Runs of two figures are counted in each."
     resnet20 = dict(name='preresnet', depth=20, num_classes=100, in_channels=3, input_size=32)
     unit, rows = 3*_forward_flops(json.dumps(resnet20)), {}
-    for name in names or [k for k, presets in SWEEPS.items() if command_of(presets[0]) == 'image_classification']:
-        jobs = list({run_identity(o.settings): o for o in sweep_jobs(name, 'paper')}.values())
-        if jobs[0].settings['trainer']['distill_teacher']:
+    of_images = [k for k, presets in SWEEPS.items() if command_of(presets[0]) == 'image_classification']
+    for name in names or of_images:
+        jobs = list({o.identity: o for o in sweep_jobs(name, 'paper')}.values())
+        if jobs[0].settings.trainer.distill_teacher:
             teachers = [compose_sweep(o)[0][1] for o in teacher_jobs(jobs)]
             costs = [_cost_of_student(o.settings) for o in jobs] + [_cost_of_teachers(o) for o in teachers]
         else: costs = [_cost_of_teachers(o.settings) for o in jobs]
         epochs, images, flops = np.array(costs).T
-        rows[name] = {'runs': len(costs), 'epochs': int(epochs.sum()), 'images (millions)': round(images.sum()/1e6),
-                      'GPU hours': round((images*flops).sum()/unit/throughput/3600, 1)}
+        seconds = (images*flops).sum()/unit/throughput
+        rows[name] = {'runs': len(costs), 'epochs': int(epochs.sum()),
+                      'images (millions)': round(images.sum()/1e6), 'GPU hours': round(seconds/3600, 1)}
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/64_paper.reproduce.ipynb #547e7077
@@ -171,7 +181,7 @@ def make_figure(
     jobs = train(name, scale, overrides, data_dir, say=say)
     stem = Path(folder)/f'{name}_{scale}'
     if name == 'fig07':
-        fig, path = draw_samples(done_runs(data_dir)[run_identity(jobs[0].settings)])
+        fig, path = draw_samples(done_runs(data_dir)[jobs[0].identity])
         save_figure(fig, stem)
         say(f'{stem}.png, {stem}.pdf: samples of {path}')
         return None
@@ -214,11 +224,12 @@ def verify(
     if not 0 <= row < len(r): raise ValueError(f"row={row}: expected 0 to {len(r) - 1}")
     kept = r.rows.iloc[row]
     presets = kept.sweep.split()
-    jobs = [o for o in sweep_jobs(name, scale, [*overrides, f'data_dir={data_dir}', 'force=true']) if o.preset in presets]
-    settings, columns = _kept_settings(kept, jobs)
+    jobs = sweep_jobs(name, scale, [*overrides, f'data_dir={data_dir}', 'force=true'])
+    settings, columns = _kept_settings(kept, [o for o in jobs if o.preset in presets])
     say(f'{name}, row {row}: ' + ', '.join(f'{k}={kept[k]}' for k in columns))
     new = result_row(run_here(command_of(presets[0]), settings).path)
-    trials = r.rows[np.logical_and.reduce([r.rows[k].astype(str) == str(kept[k]) for k in columns if k != 'trial'])]
+    same = [r.rows[k].astype(str) == str(kept[k]) for k in columns if k != 'trial']
+    trials = r.rows[np.logical_and.reduce(same)]
     back = []
     for k in metrics:
         low, high = _prediction_interval(trials[k])
@@ -238,18 +249,21 @@ def _parser():
     p.add_argument('--row', type=int, help='which, with --verify; default: any')
     p.add_argument('--cost', action='store_true', help="print what figures cost at the paper's scale")
     p.add_argument('--throughput', type=float, default=20_000, help=(
-        'training images/s of a ResNet-20 on the device in question, for --cost (default: %(default)g, an assumption)'))
-    p.add_argument('--results', default='nbs/figures/results', help='folder of tables and pictures (default: %(default)s)')
+        'training images/s of a ResNet-20 on the device in question, for --cost '
+        '(default: %(default)g, an assumption)'))
+    p.add_argument('--results', default='nbs/figures/results', help=(
+        'folder of tables and pictures (default: %(default)s)'))
     return p
 
-def _run_notebook(name):
-    "Execute the figure's chapter, where it is at hand."
-    if not (path := Path(f'nbs/figures/{name}.ipynb')).exists(): return
+def _run_chapter(name, folder):
+    "Execute the figure's chapter, where it is at hand and shows the results of this folder."
+    path = Path(f'nbs/figures/{name}.ipynb')
+    if not path.exists() or Path(folder).resolve() != (path.parent/'results').resolve(): return
     import nbformat
     from nbclient import NotebookClient
     nb = nbformat.read(path, 4)
     NotebookClient(nb, timeout=600, resources={'metadata': {'path': str(path.parent)}}).execute()
-    nb.metadata.pop('widgets', None)                                        # their state, as large as all pictures
+    nb.metadata.pop('widgets', None)                                         # as large as all pictures
     nbformat.write(nb, path)
 
 def figure(
@@ -264,8 +278,10 @@ def figure(
     try:
         if a.cost: print(cost_table(a.throughput, [a.name] if a.name else None).to_string())
         elif a.name is None: parser.error('name: expected a figure')
-        elif a.verify: sys.exit(0 if verify(a.name, own['scale'], rest, own['data_dir'], a.results, a.row) else 1)
+        elif a.verify:
+            same = verify(a.name, own['scale'], rest, own['data_dir'], a.results, a.row)
+            sys.exit(0 if same else 1)
         else:
             make_figure(a.name, own['scale'], rest, own['data_dir'], a.results)
-            _run_notebook(a.name)
+            _run_chapter(a.name, a.results)
     except (ValueError, OSError, RunLocked) as e: sys.exit(f"error: {' '.join(str(e).split())}")

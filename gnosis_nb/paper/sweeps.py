@@ -11,7 +11,7 @@ __all__ = ['SWEEPS', 'SCALES', 'POLICY_NAMES', 'command_of', 'Job', 'sweep_jobs'
 # %% ../../nbs/62_paper.sweeps.ipynb #4126059a
 import io, json, re, subprocess, sys, time
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,18 +20,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..checkpoint import write_atomic
-from ..cli import COMMANDS, compose_sweep
-from ..experiment import (
-    evaluation_loader, load_data, load_network, load_texts, network_options, pick_device)
+from ..checkpoint import load_network, write_atomic
+from ..cli import compose_sweep, run_command
 from ..fidelity import predictions
+from ..inputs import load_inputs
 from ..losses import reduce_ensemble_logits
 from ..metrics import agreement, predictive_kl
 from ..models import ClassifierEnsemble
 from .claims import check_claims
-from .targets import SHARES, targets
+from .targets import SHARES
+from ..reproducible import pick_device
 from ..runs import RunLocked, run_identity
-from ..settings import ConfigError
+from ..settings import Classification, ConfigError, Settings, as_dict, network_options
 
 # %% ../../nbs/62_paper.sweeps.ipynb #19e2a9f6
 SWEEPS = dict(
@@ -65,7 +65,10 @@ class Job(NamedTuple):
     "One run of a sweep."
     preset:str            # of `SWEEPS`
     overrides:list        # as on the command line
-    settings:dict         # all of them
+    settings:Settings     # all of them
+
+    @property
+    def identity(self): return run_identity(as_dict(self.settings))          # of the run
 
 def _experiment(preset, scale):
     return f'+experiment={preset}' if scale == 'paper' else f'+experiment={scale}/{preset}'
@@ -81,7 +84,7 @@ def sweep_jobs(
     jobs = []
     for preset in SWEEPS[name]:
         for given, cfg in compose_sweep([_experiment(preset, scale), *overrides], command_of(preset)):
-            jobs.append(Job(preset, given, {**cfg, 'device': str(pick_device(cfg['device']))}))
+            jobs.append(Job(preset, given, replace(cfg, device=str(pick_device(cfg.device)))))
     return jobs
 
 # %% ../../nbs/62_paper.sweeps.ipynb #b455088f
@@ -92,39 +95,40 @@ _DATA_NAMES = dict(imdb='IMDB', imagenet='ImageNet')
 _SIZES = dict(mnist=60_000, emnist=697_932, svhn=73_257, digits=1347)
 
 def shown_images(
-    cfg:dict, # settings of a run
+    cfg:Classification, # settings of a run
 )->int:
     "Images of other sets that the student is shown."
-    return sum(o.get('num') or _SIZES.get(o['name'], 0) for o in cfg['distill_loader'].get('extra', []))
+    extra = getattr(cfg.distill_loader, 'extra', [])
+    return sum(o.get('num') or _SIZES.get(o['name'], 0) for o in extra)
 
 def settings_row(
-    cfg:dict, # settings of a run
+    cfg:Classification, # settings of a run
 )->dict: # a value for each column that figures vary
     "What figures vary, of one run."
     student, teacher = network_options(cfg, 'classifier'), network_options(cfg, 'teacher')
-    load, start = cfg['distill_loader'], cfg['teacher']['ckpt_init']
-    policy = POLICY_NAMES.get(load.get('policy'), '')
+    load, start = cfg.distill_loader, cfg.teacher.ckpt_init
+    policy = POLICY_NAMES.get(getattr(load, 'policy', None), '')
     return dict(
-        trial=cfg['trial_id'],
-        m=cfg['teacher']['num_components'],
-        tau=load['temp'],
-        alpha=cfg['loss']['alpha'],
-        policy=f'{policy} τ=4' if policy and load['temp'] == 4 else policy,
-        synth=load.get('synth_ratio', 0.),
-        splits=' ∪ '.join(f'D{i}' for i in sorted(load['splits'])),
+        trial=cfg.trial_id,
+        m=cfg.teacher.num_components,
+        tau=load.temp,
+        alpha=cfg.loss.alpha,
+        policy=f'{policy} τ=4' if policy and load.temp == 4 else policy,
+        synth=getattr(load, 'synth_ratio', 0.),
+        splits=' ∪ '.join(f'D{i}' for i in sorted(load.splits)),
         shown=shown_images(cfg),
-        epochs=cfg['trainer']['num_epochs'],
-        optimizer=cfg['trainer']['optimizer']['name'],
-        lam=1 - start['loc_param'] if start['type'] == 'final' else np.nan,
-        init="teacher's initial weights" if start['type'] == 'init' else 'random',
+        epochs=cfg.trainer.num_epochs,
+        optimizer=cfg.trainer.optimizer.name,
+        lam=1 - start.loc_param if start.type == 'final' else np.nan,
+        init="teacher's initial weights" if start.type == 'init' else 'random',
         pair=f"{teacher.get('depth', '')} / {student.get('depth', '')}",
         network=student['name'],
-        data=_DATA_NAMES.get(cfg['dataset']['name'], cfg['dataset']['name']))
+        data=_DATA_NAMES.get(cfg.dataset.name, cfg.dataset.name))
 
 # %% ../../nbs/62_paper.sweeps.ipynb #2e6cdcaa
 _OF_SUMMARY = dict(
     accuracy='student_accuracy', nll='student_nll', ece='student_ece',
-    agreement='student_agreement', kl='student_kl',
+    agreement='agreement', kl='kl',
     teacher_accuracy='teacher_accuracy', teacher_nll='teacher_nll', teacher_ece='teacher_ece')
 
 def _member_accuracy(summary):
@@ -170,10 +174,11 @@ def collect(
     "The table of a figure's runs, each once; those that are not done are missing from it."
     done, rows = done_runs(data_dir), {}
     for job in jobs:
-        run = run_identity(job.settings)
+        run = job.identity
         if run in rows: rows[run]['sweep'] += f' {job.preset}'
         elif path := done.get(run):
-            rows[run] = dict(sweep=job.preset, **settings_row(job.settings), **result_row(path), path=str(path))
+            varied, measured = settings_row(job.settings), result_row(path)
+            rows[run] = dict(sweep=job.preset, **varied, **measured, path=str(path))
     return pd.DataFrame(rows.values())
 
 # %% ../../nbs/62_paper.sweeps.ipynb #47087f6f
@@ -185,21 +190,21 @@ def override_key(
 
 def _pool_key(cfg):
     "What teachers have to share to be of one pool: data, network, training, normalisation."
-    data = {k: v for k, v in cfg['dataset'].items() if k not in ('root_dir', 'download', 'memory_limit')}
-    normalization = cfg.get('augmentation', {}).get('normalization')
-    facts = [data, network_options(cfg, 'teacher'), cfg['teacher']['trainer'], normalization]
+    data = {k: v for k, v in asdict(cfg.dataset).items() if k not in ('root_dir', 'download', 'memory_limit')}
+    normalization = cfg.augmentation.normalization if hasattr(cfg, 'augmentation') else None
+    facts = [data, network_options(cfg, 'teacher'), asdict(cfg.teacher.trainer), normalization]
     return json.dumps(facts, sort_keys=True)
 
 def teacher_jobs(
     jobs:list, # of `sweep_jobs`
 )->list: # overrides of teachers-only runs
-    "Runs that train the teachers of all jobs: for each network and data set as many as let every trial have its own."
+    "Runs that train the teachers of all jobs: of each network and data set enough for every trial's own."
     pools = {}
     for job in jobs: pools.setdefault(_pool_key(job.settings), []).append(job)
     out = []
     for group in pools.values():
-        most = max(o.settings['teacher']['num_components'] for o in group)
-        trials = {o.settings['trial_id'] for o in group}
+        most = max(o.settings.teacher.num_components for o in group)
+        trials = {o.settings.trial_id for o in group}
         own = {'trial_id': 0, 'teacher.num_components': most*len(trials), 'trainer.distill_teacher': 'false',
                'teacher.ckpt_init.type': 'null', 'exp_name': 'teachers'}
         kept = [o for o in group[0].overrides if override_key(o) not in own]
@@ -211,18 +216,19 @@ def _multirun(command, overrides, say):
     say(' '.join([f"gnosis-{command.replace('_', '-')}", '-m', *overrides]))
     code = f'from gnosis_nb.cli import {command} as f; f()'
     if subprocess.run([sys.executable, '-c', code, '-m', *overrides]).returncode:
-        raise ConfigError(f"{overrides[0]}: not all of its runs are done, see above; the same command goes on from here")
+        raise ConfigError(f"{overrides[0]}: not all of its runs are done, see above; "
+                          "the same command goes on from here")
 
 def run_here(
     command:str, # a key of `COMMANDS`
-    settings:dict, # of the run
+    settings:Settings, # of the run
     wait:int=300, # seconds for which another process may have the same run
 ): # `Run`
     "A run in this process, quietly."
     for _ in range(wait):
         try:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                return COMMANDS[command][0](settings, say=lambda text: None)
+                return run_command(command, settings, say=lambda text: None)
         except RunLocked: time.sleep(1)
     raise RunLocked(f"{command}: another process has not finished the same run in {wait} s")
 
@@ -230,14 +236,15 @@ def run_here(
 _OF_ALL = ('device', 'hydra', 'dataset.root_dir', 'dataset.download')
 
 def _wants_generator(cfg):
-    if not cfg.get('distill_loader', {}).get('synth_ratio'): return False
-    return not (cfg['density_model']['ckpt_dir'] or cfg['density_model']['ckpt_path'])
+    if not hasattr(cfg, 'distill_loader') or not getattr(cfg.distill_loader, 'synth_ratio', 0): return False
+    return not (cfg.density_model.ckpt_dir or cfg.density_model.ckpt_path)
 
 def _run_preset(preset, scale, jobs, overrides, data_dir, here, say):
     done, command = done_runs(data_dir), command_of(preset)
-    todo = [o.settings for o in jobs if run_identity(o.settings) not in done]
+    todo = [o.settings for o in jobs if o.identity not in done]
     if not todo: return
-    teachers = teacher_jobs(jobs) if jobs[0].settings['trainer'].get('distill_teacher') else []
+    distils = getattr(jobs[0].settings.trainer, 'distill_teacher', False)    # GANs have no such setting
+    teachers = teacher_jobs(jobs) if distils else []
     if here:
         first = [compose_sweep(o, command)[0][1] for o in teachers]
         for cfg in first + todo: run_here(command, cfg)
@@ -258,24 +265,25 @@ def train(
     overrides = [*overrides, f'data_dir={data_dir}']
     jobs = sweep_jobs(name, scale, overrides)
     if any(_wants_generator(o.settings) for o in jobs):
-        train('fig07', scale, [o for o in overrides if override_key(o).startswith(_OF_ALL)], data_dir, here, say)
+        shared = [o for o in overrides if override_key(o).startswith(_OF_ALL)]
+        train('fig07', scale, shared, data_dir, here, say)
     for preset in SWEEPS[name]:
         _run_preset(preset, scale, [o for o in jobs if o.preset == preset], overrides, data_dir, here, say)
     return jobs
 
 # %% ../../nbs/62_paper.sweeps.ipynb #6f015ae7
 def evaluation_batches(
-    cfg:dict, # settings of a run
+    cfg:Classification, # settings of a run
     part:str='test', # 'test' or 'train'
     images:int|None=None, # the first so many; None: all
 )->list: # batches on the CPU
     "The examples that a run is evaluated on, or those its teachers learn from, without augmentation."
-    load = load_texts if 'bucket' in cfg['dataloader'] else load_data
-    sets = load({**cfg, 'distill_loader': {**cfg['distill_loader'], 'extra': []}})[1]
-    examples = getattr(sets, part)
+    if hasattr(cfg.distill_loader, 'extra'):                                 # what only students are shown
+        cfg = replace(cfg, distill_loader=replace(cfg.distill_loader, splits=[0], extra=[]))
+    inputs = load_inputs(cfg)
+    examples = getattr(inputs.sets, part)
     if images is not None: examples = examples.subset(range(min(images, len(examples))))
-    if examples is not sets.test: sets = type(sets)(sets.train, examples, sets.statistics)
-    return list(evaluation_loader(cfg, sets, 'cpu'))
+    return list(inputs.evaluation('cpu', examples))
 
 @torch.no_grad()
 def ensemble_logits(
@@ -287,7 +295,7 @@ def ensemble_logits(
 
 def add_independent(
     table:pd.DataFrame, # of `collect`; its runs have their weights still
-    cfg:dict, # settings of one of the runs, for the evaluation data
+    cfg:Classification, # settings of one of the runs, for the evaluation data
 )->pd.DataFrame: # with columns independent_agreement, in percent, and independent_kl, in nats
     "Fidelity of the student of the next trial to the teacher of each trial."
     batches = evaluation_batches(cfg)
@@ -326,10 +334,10 @@ class Results:
 
 # %% ../../nbs/62_paper.sweeps.ipynb #16630c17
 def _data_in_words(cfg):
-    data, less = cfg['dataset'], cfg['dataset'].get('shrink', {})
-    words = [Path(data['root_dir']).name if data['name'] == 'image_folder' else data['name']]
-    if n := less.get('train') or data.get('num_data'): words.append(f'{n:,} training examples')
-    if (share := data['subsample']['ratio']) < 1: words.append(f'a share of {share:g} of them for teachers')
+    data, less = cfg.dataset, asdict(cfg.dataset.shrink)
+    words = [Path(data.root_dir).name if data.name == 'image_folder' else data.name]
+    if n := less['train'] or getattr(data, 'num_data', None): words.append(f'{n:,} training examples')
+    if (share := data.subsample.ratio) < 1: words.append(f'a share of {share:g} of them for teachers')
     if less.get('size'): words.append(f"{less['size']} pixels")
     return ', '.join(words)
 
@@ -351,7 +359,8 @@ def results(
 )->Results:
     "Collect what a figure's runs have given, with where it comes from. Raises `ValueError` if none is done."
     rows = collect(jobs, data_dir)
-    if not len(rows): raise ValueError(f'data_dir={data_dir}: expected runs of {name} at scale={scale}, none is done')
+    if not len(rows):
+        raise ValueError(f'data_dir={data_dir}: expected runs of {name} at scale={scale}, none is done')
     states, cfg = [run_state(p) for p in rows.path], jobs[0].settings
     rows = _with_independent(name, rows, jobs)
     network = network_options(cfg, 'classifier')
@@ -363,7 +372,7 @@ def results(
         trials=int(rows.trial.nunique()),
         seeds=sorted(map(int, rows.trial.unique())),
         runs=len(rows),
-        of=len({run_identity(o.settings) for o in jobs}),
+        of=len({o.identity for o in jobs}),
         minutes=round(sum(_minutes(s) for s in states), 1),
         epochs=sorted(map(int, rows.epochs.unique())),
         versions={k: states[0][k] for k in ('torch', 'fastai', 'python')},

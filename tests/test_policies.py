@@ -46,7 +46,8 @@ def all_rows(shown):
 
 @pytest.mark.parametrize('policy, source, labelled', [
     ('baseline', 'digits/train', 1347), ('rotation', 'digits/train', 1347),
-    ('comb_aug', 'digits/train', 1347), ('vertical_flip', 'digits/train', 1347), ('colorjitter', 'digits/train', 1347),
+    ('comb_aug', 'digits/train', 1347), ('vertical_flip', 'digits/train', 1347),
+    ('colorjitter', 'digits/train', 1347),
     ('mixup', 'mixed digits/train', 0)])
 def test_composition(pool, tmp_path, shown, policy, source, labelled):
     r, _ = student(pool, tmp_path, f'policy={policy}')

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,9 +44,11 @@ def jobs(data_dir): return sweep_jobs('fig14', 'smoke', ['teacher.num_components
 @pytest.mark.parametrize('preset', sorted({o for presets in SWEEPS.values() for o in presets}))
 @pytest.mark.parametrize('scale', SCALES)
 def test_presets_compose(preset, scale):
-    jobs = compose_sweep([f'+experiment={FOLDERS[scale]}{preset}', 'trial_id=0,1'], command_of(preset))
-    assert len(jobs) >= 2 and {cfg.trial_id for _, cfg in jobs} == {0, 1}
-    assert len(identities(jobs)) == len(jobs)
+    command = command_of(preset)
+    jobs = compose_sweep([f'+experiment={FOLDERS[scale]}{preset}', 'trial_id=0'], command)
+    next_trial = compose([*jobs[0][0], 'trial_id=1'], command)
+    assert {cfg.trial_id for _, cfg in jobs} == {0} and next_trial.trial_id == 1
+    assert len(identities([*jobs, ([], next_trial)])) == len(jobs) + 1
 
 @pytest.mark.parametrize('scale', SCALES)
 def test_every_sweep_has_a_preset(scale):
@@ -53,6 +56,9 @@ def test_every_sweep_has_a_preset(scale):
     assert presets(FOLDERS[scale]) - {'digits', 'sentences'} == used
     figures = {f'fig{i:02}' for i in range(1, 15)}
     assert set(FIGURES) == set(SWEEPS) == figures | {'table1', 'table2', 'table2_imagenet'}
+
+@lru_cache(maxsize=None)
+def settings_of(preset): return as_dict(compose([f'+experiment={preset}']))
 
 TEACHERS = dict(num_epochs=200, batch_size=256, lr=.1, eta_min=0., weight_decay=None, nesterov=False)
 
@@ -79,17 +85,18 @@ TEACHERS = dict(num_epochs=200, batch_size=256, lr=.1, eta_min=0., weight_decay=
      dict(name='SGD', lr=.1, weight_decay=0., momentum=.9, nesterov=False)),
     ('table2_imagenet', 'teacher.trainer.weight_decay', 1e-4)])
 def test_settings_of_the_paper(preset, key, value):
-    found = as_dict(compose_sweep([f'+experiment={preset}', 'trial_id=0'])[0][1])
+    found = settings_of(preset)
     for k in key.split('.'): found = found[k]
     assert found == value
 
 def test_figures_share_runs():
     def runs(preset, *more):
         return identities(compose_sweep([f'+experiment={preset}', 'trial_id=0', *more]))
-    assert runs('fig03') <= runs('fig11')
-    assert runs('fig03_tau4') <= runs('fig11_tau4')
-    assert runs('fig01') <= runs('fig05')
-    assert runs('fig14', 'loss.alpha=0.0', 'teacher.num_components=5') <= runs('fig03')
+    three, five = 'teacher.num_components=3', 'teacher.num_components=5'
+    assert runs('fig03') <= runs('fig11', five)
+    assert runs('fig03_tau4') <= runs('fig11_tau4', five)
+    assert runs('fig01', three) <= runs('fig05', three)
+    assert runs('fig14', 'loss.alpha=0.0', five) <= runs('fig03')
     assert runs('fig01', 'distill_loader.synth_ratio=0.0') <= runs('fig14')
 
 

@@ -34,7 +34,7 @@ def optimizer(
     is_optimizer = inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)
     others = ('Optimizer', 'LBFGS', 'SparseAdam', 'Muon')  # these step in another way
     if not is_optimizer or name in others:
-        raise ValueError(f"optimizer={name!r}: expected a class of torch.optim, e.g. 'SGD' or 'Adam'")
+        raise ValueError(f"name={name!r}: expected a class of torch.optim, e.g. 'SGD' or 'Adam'")
     known = inspect.signature(cls).parameters
     return partial(OptimWrapper, opt=cls, **{k: v for k, v in hypers.items() if k in known})
 

@@ -68,7 +68,7 @@ NOT_IN_IDENTITY = (                    # settings, and groups of settings, that 
     's3_region',
     'exp_name',                        # what things are called
     'job_name',
-    'scale',                           # the settings that a scale chooses count themselves
+    'scale',                           # a setting of older runs; what a scale chooses counts itself
     'logger',                          # what else is kept
     'resume',                          # what happens to runs that are there already
     'force',
@@ -173,7 +173,7 @@ class Run:
         self._mirror = self.mirror and self.mirror(self.path)
         if self._mirror and self.state: self._mirror.send_all()  # files older than the mirror
         self.state = self._first_state()
-        config = dict(self.config, job_name=self.path.parent.name)
+        config = dict(self.config, job_name=self.path.parent.name)  # also if the name was drawn
         self.write_text('config.yaml', yaml.safe_dump(config, sort_keys=False))
         self.set_state('running')
         return self

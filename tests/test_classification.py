@@ -380,7 +380,7 @@ def test_settings_are_refused_before_anything_is_begun(tmp_path, command):
      'distill_loader.drop_last=True: '),
     (IMAGES, [TEACHERS, 'dataloader.drop_last=true', 'dataloader.batch_size=2001'],
      'dataloader.drop_last=True: '),
-    (IMAGES, ['trainer.optimizer.name=LBFGS'], 'trainer.optimizer.name: '),
+    (IMAGES, ['trainer.optimizer.name=LBFGS'], "trainer.optimizer.name='LBFGS': "),
     (IMAGES, ['dataset.size=4'], 'dataset.size=4: '),
     (IMAGES, ['teacher.ckpt_path=nowhere'], 'teacher.ckpt_path=nowhere: there is no '),
     (TEXTS, ['dataset.num_test=1'], 'dataset.num_test=1: '),

@@ -100,7 +100,7 @@ def plot_curves(
             color, style = (i, ('-', ':', '--', '-.')[j % 4]) if by else (j, '-')
             _draw_line(ax, rows, metric, ', '.join(names), color=f'C{color % 10}', ls=style)
     ax.set(xlabel='epoch', ylabel=label)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if ax.lines: ax.legend(fontsize=8)
     else: ax.text(.5, .5, 'no epochs yet', transform=ax.transAxes, ha='center')
     return ax

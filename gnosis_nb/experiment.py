@@ -148,7 +148,8 @@ def conduct(
     say=print, # where sentences for the user go
 )->Run:
     "Do the run of these settings, go on with it, or say that it is done. A failed run is recorded as failed."
-    with blame('device'): device = pick_device(cfg.device)
+    try: device = pick_device(cfg.device)
+    except ValueError as e: raise ConfigError(str(e)) from e                 # it names `device` itself
     cfg = replace(cfg, device=str(device))
     stages.check(cfg)
     set_seed(cfg.seed)

@@ -62,7 +62,7 @@ def check_optimizers(
     "Raise a `ConfigError` for optimisers that torch does not have, or not with these arguments."
     for how, key in ((student_recipe(cfg), 'trainer.optimizer'), (teacher_recipe(cfg), 'teacher.trainer')):
         arguments = dict(momentum=how.momentum, nesterov=how.nesterov, weight_decay=how.weight_decay)
-        with blame('trainer.optimizer.name'): make = optimizer(how.optimizer, **arguments)
+        with blame('trainer.optimizer'): make = optimizer(how.optimizer, **arguments)
         with blame(key): make([torch.nn.Parameter(torch.zeros(1))], lr=how.lr)
 
 # %% ../nbs/53_fitting.ipynb #d9c34fa9

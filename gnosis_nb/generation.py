@@ -76,7 +76,7 @@ def _load_real(
 # %% ../nbs/58_generation.ipynb #970c9a4a
 def _check(cfg):
     opt = cfg.trainer.optimizer
-    with blame('trainer.optimizer.name'): cls = optimizer(opt.name).keywords['opt']
+    with blame('trainer.optimizer'): cls = optimizer(opt.name).keywords['opt']
     if opt.betas is not None and 'betas' not in inspect.signature(cls).parameters:
         raise ConfigError(f"trainer.optimizer.betas={opt.betas}: {opt.name} has none; "
                           "use trainer.optimizer.betas=null")

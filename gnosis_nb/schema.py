@@ -26,11 +26,8 @@ def blame(
     try: yield
     except ConfigError: raise
     except (ValueError, TypeError, RuntimeError) as e:
-        own = re.match(r'(\w+)(=| is )', str(e))                             # 'depth=21: …'
-        if not own: raise ConfigError(f'{key}: {e}') from e
-        groups = key.split('.')
-        if groups[-1] == own[1]: groups.pop()                                # its name only once
-        raise ConfigError('.'.join([*groups, str(e)])) from e
+        names_its_own = re.match(r'\w+(=| is )', str(e))                     # 'depth=21: …'
+        raise ConfigError(f"{key}.{e}" if names_its_own else f'{key}: {e}') from e
 
 # %% ../nbs/50_schema.ipynb #5392aeb3
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnosis_nb import teachers
 from gnosis_nb.checkpoint import load_checkpoint
 from gnosis_nb.cli import compose
 from gnosis_nb.distill import FidelityTable
@@ -28,7 +27,7 @@ COMMAND = [sys.executable, '-c', 'from gnosis_nb.cli import image_classification
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(teachers, 'S3Store', partial(S3Store, pause=.01, timeout=10, tries=4))
+    monkeypatch.setattr('gnosis_nb.teachers.S3Store', partial(S3Store, pause=.01, timeout=10, tries=4))
 
 def run(data_dir, proxy, *overrides, task=image_classification, config='image_classification'):
     lines, settings = [], [*SMALL, *overrides, f'data_dir={data_dir}', f's3_endpoint_url={proxy.url}']

@@ -28,18 +28,21 @@ _all_ = ['ConfigError', 'as_dict', 'blame']
 # %% ../nbs/51_settings.ipynb #d58df6a2
 @dataclass(frozen=True)
 class Subsample(Group):
+    "The training set cut in two: part 0 has a share `ratio`, and teachers learn from part `split`."
     ratio:Share
     seed:Seed
     split:Literal[0, 1]
 
 @dataclass(frozen=True)
 class ShuffleTargets(Group):
+    "A share `ratio` of the training labels, permuted."
     enabled:bool
     seed:Seed
     ratio:Share
 
 @dataclass(frozen=True)
 class Statistics(Group):
+    "Of the pixels, one number a channel in [0, 1]; None: those of the data set."
     mean:list[float] | None
     std:list[float] | None
     min:list[float] | None
@@ -47,11 +50,13 @@ class Statistics(Group):
 
 @dataclass(frozen=True)
 class ShrinkTexts(Group):
+    "How many training and evaluation examples to keep; None: all."
     train:Count | None
     test:Count | None
 
 @dataclass(frozen=True)
 class ShrinkImages(ShrinkTexts):
+    "The same, and the pixels that images get."
     size:Count | None
 
 # %% ../nbs/51_settings.ipynb #269a41b8
@@ -68,6 +73,7 @@ class ImageDataset(Group):
 
 @dataclass(frozen=True)
 class DigitsSettings(ImageDataset):
+    "scikit-learn's digits."
     name:Literal['digits']
     size:Count
     channels:Count
@@ -75,12 +81,14 @@ class DigitsSettings(ImageDataset):
 
 @dataclass(frozen=True)
 class MNISTSettings(ImageDataset):
+    "MNIST, or `num_data` of its training images."
     name:Literal['mnist']
     num_data:Count | None
     seed:NumpySeed
 
 @dataclass(frozen=True)
 class EMNISTSettings(ImageDataset):
+    "EMNIST, with random labels."
     name:Literal['emnist']
     split:str
     seed:NumpySeed
@@ -88,23 +96,27 @@ class EMNISTSettings(ImageDataset):
 
 @dataclass(frozen=True)
 class CIFAR100SVHNSettings(ImageDataset):
+    "CIFAR-100 and unlabelled images of SVHN."
     name:Literal['cifar100_svhn']
     num_svhn_data:Natural
     seed:NumpySeed
 
 @dataclass(frozen=True)
 class CIFAR102Settings(ImageDataset):
+    "CIFAR-10.2 after a share of CIFAR-10."
     name:Literal['cifar102']
     cifar10_fraction:Share
 
 @dataclass(frozen=True)
 class ImageFolderSettings(ImageDataset):
+    "A folder of images."
     name:Literal['image_folder', 'tiny_imagenet']
     size:Count | None
     memory_limit:NotNegative
 
 @dataclass(frozen=True)
 class ImageNetSettings(ImageDataset):
+    "ImageNet."
     name:Literal['imagenet']
     size:Count
     resize:Count
@@ -125,10 +137,12 @@ class TextDataset(Group):
 
 @dataclass(frozen=True)
 class IMDBSettings(TextDataset):
+    "Reviews of IMDB."
     name:Literal['imdb']
 
 @dataclass(frozen=True)
 class SentencesSettings(TextDataset):
+    "Reviews that a grammar makes."
     name:Literal['sentences']
     num_train:Count
     num_test:Count
@@ -138,12 +152,14 @@ class SentencesSettings(TextDataset):
 # %% ../nbs/51_settings.ipynb #d0a7ad5a
 @dataclass(frozen=True)
 class RandomApply(Group):
+    "With which probability an image goes through the transforms at all."
     p:Share
 
 NO_TRANSFORMS = ('transforms_list', 'random_apply', 'normalization')        # other keys of `augmentation`
 
 @dataclass(frozen=True)
 class AugmentationSettings(Group):
+    "A list of transforms and the arguments of each."
     transforms_list:list[str] | None
     crop:dict
     horizontal_flip:dict
@@ -168,6 +184,7 @@ class Classifier(Group):
 
 @dataclass(frozen=True)
 class PreResNetSettings(Classifier):
+    "A pre-activation ResNet."
     name:Literal['preresnet']
     depth:Count
     skip_connections:bool
@@ -175,17 +192,20 @@ class PreResNetSettings(Classifier):
 
 @dataclass(frozen=True)
 class ResNetSettings(Classifier):
+    "A ResNet of torchvision."
     name:Literal['resnet']
     depth:Count
 
 @dataclass(frozen=True)
 class VGGSettings(Classifier):
+    "A VGG."
     name:Literal['vgg']
     depth:Count
     batch_norm:bool
 
 @dataclass(frozen=True)
 class LSTMSettings(Classifier):
+    "An LSTM."
     name:Literal['lstm']
     embedding_size:Count
     lstm_cell_size:Count
@@ -205,18 +225,21 @@ class Loss(Group):
 
 @dataclass(frozen=True)
 class HardLoss(Loss):
+    "The teacher's top class, or a draw from its distribution, as the label."
     name:Literal['ts_hard_cross_ent']
     mode:Literal['argmax', 'sample']
     corruption_ratio:Share
 
 @dataclass(frozen=True)
 class ConvexLoss(Loss):
+    "From hard labels to soft ones over `T_max` epochs."
     name:Literal['ts_cvx_cross_ent']
     beta:Share
     T_max:Count
 
 @dataclass(frozen=True)
 class DecoupledLoss(Loss):
+    "Decoupled distillation."
     name:Literal['decoupled_kd']
     tckd:NotNegative
     nckd:NotNegative
@@ -224,18 +247,21 @@ class DecoupledLoss(Loss):
 
 @dataclass(frozen=True)
 class DISTLoss(Loss):
+    "DIST."
     name:Literal['dist']
     inter:NotNegative
     intra:NotNegative
 
 @dataclass(frozen=True)
 class StandardizedLoss(Loss):
+    "Another loss of standardised logits."
     name:Literal['logit_standardization']
     loss:str
 
 # %% ../nbs/51_settings.ipynb #7a6da7d7
 @dataclass(frozen=True)
 class SNGANWidth(Group):
+    "Filters of a network."
     k:Count
 
 @dataclass(frozen=True)
@@ -247,6 +273,7 @@ class DensityModel(Group):
 
 @dataclass(frozen=True)
 class SNGANSettings(DensityModel):
+    "SN-GAN, which makes images of 32 pixels."
     name:Literal['sngan']
     z_dim:Count
     generator:SNGANWidth
@@ -258,6 +285,7 @@ class SNGANSettings(DensityModel):
 
 @dataclass(frozen=True)
 class DCGANSettings(DensityModel):
+    "DCGAN."
     name:Literal['dcgan']
     nz:Count
     ngf:Count
@@ -270,6 +298,7 @@ class DCGANSettings(DensityModel):
 # %% ../nbs/51_settings.ipynb #367a0c7d
 @dataclass(frozen=True)
 class StudentStart(Group):
+    "Between the student's own weights and its teacher's."
     type:Literal['init', 'final'] | None
     loc_param:Share
 
@@ -288,6 +317,7 @@ class TeacherTrainer(Group):
 
 @dataclass(frozen=True)
 class Teacher(Group):
+    "Members of the ensemble, and where they come from."
     name:str
     depth:Count | None
     num_components:Count
@@ -302,6 +332,7 @@ class Teacher(Group):
 # %% ../nbs/51_settings.ipynb #6861a0d9
 @dataclass(frozen=True)
 class Optimizer(Group):
+    "An optimiser of torch.optim and its arguments."
     name:str
     lr:Positive
     weight_decay:NotNegative
@@ -310,11 +341,13 @@ class Optimizer(Group):
 
 @dataclass(frozen=True)
 class Schedule(Group):
+    "Of the learning rate, stepped once an epoch."
     eta_min:NotNegative
     warmup_epochs:Natural
 
 @dataclass(frozen=True)
 class TextTrainer(Group):
+    "How students are trained, and teachers unless `teacher.trainer` says otherwise."
     num_epochs:Count
     eval_period:Count
     eval_dataset:Literal['test', 'val']
@@ -329,22 +362,26 @@ class TextTrainer(Group):
 
 @dataclass(frozen=True)
 class ImageTrainer(TextTrainer):
+    "The same for images."
     freeze_bn:bool
     channels_last:Switch
 
 # %% ../nbs/51_settings.ipynb #334ec391
 @dataclass(frozen=True)
 class Loader(Group):
+    "A teacher's batches."
     batch_size:Count
     shuffle:bool
     drop_last:bool
 
 @dataclass(frozen=True)
 class ImageLoading(Loader):
+    "Batches of images."
     num_workers:Natural | None
 
 @dataclass(frozen=True)
 class TextLoading(Loader):
+    "Batches of texts."
     bucket:Switch
 
 _splits = Range('of splits of the training set: [0], [1], [0, 1], or [] with distill_loader.extra',
@@ -354,12 +391,14 @@ _sets = Range('of data sets: [{name: svhn, num: 10000}]',
 
 @dataclass(frozen=True)
 class TextDistillation(Group):
+    "A student's batches of texts."
     splits:Annotated[list, _splits]
     temp:float | list[float]
     drop_last:bool
 
 @dataclass(frozen=True)
 class ImageDistillation(TextDistillation):
+    "A student's batches of images."
     policy:Literal['baseline', 'rotation', 'vertical_flip', 'colorjitter', 'comb_aug', 'mixup', 'gan', 'ood',
                    'noise']
     transforms_list:list[str]
@@ -538,18 +577,21 @@ def network_options(
 # %% ../nbs/51_settings.ipynb #f4a7b486
 @dataclass(frozen=True)
 class GANOptimizer(Group):
+    "An optimiser of torch.optim; `betas` is None where it has none."
     name:str
     lr:Positive
     betas:Annotated[list[Decay], Range('of two', lambda v: len(v) == 2)] | None
 
 @dataclass(frozen=True)
 class LinearDecay(Group):
+    "Of the learning rate, in updates of the generator."
     min_lr:NotNegative
     start:Natural
     stop:Count
 
 @dataclass(frozen=True)
 class GANTrainer(Group):
+    "A GAN's training, in updates of the generator."
     num_gen_updates:Count
     gen_update_period:Count
     disc_update_period:Count
@@ -565,11 +607,13 @@ class GANTrainer(Group):
 
 @dataclass(frozen=True)
 class GANLoading(Group):
+    "Batches of real images."
     batch_size:Count
     num_workers:Natural | None
 
 @dataclass(frozen=True)
 class JudgeSettings(Group):
+    "Whose features FID and IS are computed from."
     name:Literal['auto', 'none', 'classifier', 'inception', 'inception_logits']
     ckpt_path:str | None
 

@@ -81,4 +81,4 @@ def test_nbdev_gives_a_comment_to_the_last_parameter_of_its_line():
     assert docments(f, returns=False) == {'a': None, 'b': 'of which?'}
 
 def test_all_modules_are_read():
-    assert {'gnosis_nb.losses', 'gnosis_nb.data.images', 'gnosis_nb.models.vgg'} <= set(modules())
+    assert {'gnosis_nb.losses', 'gnosis_nb.data.images', 'gnosis_nb.models.convnets'} <= set(modules())

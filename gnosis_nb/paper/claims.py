@@ -81,6 +81,7 @@ def _below(metric, bound, **where):
 # %% ../../nbs/61_paper.claims.ipynb #37d1433e
 @dataclass
 class Claim:
+    "A sentence of the paper, and the effect that decides on it."
     figure:str            # whose claim it is
     sentence:str
     effect:Callable       # table of runs -> a number for each trial, positive where the claim holds

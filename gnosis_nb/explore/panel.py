@@ -27,6 +27,7 @@ class Sheet(Figure):
         width:float=6., # inches
         height:float=3., # inches
     ):
+        "Empty, 80 pixels to an inch."
         super().__init__((width, height), dpi=80, layout='constrained')
 
     def _repr_png_(self):

@@ -53,7 +53,7 @@ def learner_options(
     "Arguments of `teacher_learner` and `student_learner`."
     names = [k for k in ('precision', 'channels_last', 'compile') if hasattr(trainer, k)]
     return dict(lr=how.lr, momentum=how.momentum, wd=how.weight_decay, nesterov=how.nesterov,
-                opt=how.optimizer, eta_min=how.eta_min, warmup=how.warmup,
+                opt=how.optimizer, eta_min=how.eta_min, warmup=how.warmup_epochs,
                 **{k: getattr(trainer, k) for k in names})
 
 def check_optimizers(

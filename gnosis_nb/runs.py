@@ -269,7 +269,8 @@ def save(
     **info, # facts to keep beside the weights, JSON values
 )->Path:
     "Write `<name>.safetensors`, with the time and the run's identity among its facts."
-    path = save_checkpoint(self.path/name, model, created=_now(), run=run_identity(self.config), **info)
+    info = dict(created=_now(), run=run_identity(self.config)) | info
+    path = save_checkpoint(self.path/name, model, **info)
     if self._mirror: self._mirror.send(path)
     return path
 

@@ -304,16 +304,16 @@ class StudentStart(Group):
 
 @dataclass(frozen=True)
 class TeacherTrainer(Group):
-    "What teachers are trained with otherwise than students; None: as they are."
-    num_epochs:Count | None
-    batch_size:Count | None
-    lr:Positive | None
-    eta_min:NotNegative | None
-    weight_decay:NotNegative | None
-    nesterov:bool | None
-
-    def given(self): # -> what is set
-        return {k: v for k, v in asdict(self).items() if v is not None}
+    "The recipe of teachers."
+    num_epochs:Count
+    batch_size:Count
+    optimizer:str
+    lr:Positive
+    weight_decay:NotNegative
+    momentum:NotNegative
+    nesterov:bool
+    eta_min:NotNegative
+    warmup_epochs:Natural
 
 @dataclass(frozen=True)
 class Teacher(Group):
@@ -322,6 +322,7 @@ class Teacher(Group):
     depth:Count | None
     num_components:Count
     use_ckpts:bool
+    any_recipe:bool
     shuffle_ckpts:bool
     ckpt_dir:str | None
     ckpt_path:str | None
@@ -450,37 +451,37 @@ class Recipe:
     "How a network is trained: epochs, batch size, and the arguments of its Learner."
     num_epochs:int
     batch_size:int
-    lr:float
-    eta_min:float
-    warmup:int
-    weight_decay:float
-    nesterov:bool
-    momentum:float
     optimizer:str
+    lr:float
+    weight_decay:float
+    momentum:float
+    nesterov:bool
+    eta_min:float
+    warmup_epochs:int
 
 def student_recipe(
     cfg:Settings, # of a classification
 ) -> Recipe:
     "How a student is trained."
     opt, schedule = cfg.trainer.optimizer, cfg.trainer.lr_scheduler
-    return Recipe(num_epochs=cfg.trainer.num_epochs, batch_size=cfg.dataloader.batch_size, lr=opt.lr,
-                  eta_min=schedule.eta_min, warmup=schedule.warmup_epochs, weight_decay=opt.weight_decay,
-                  nesterov=opt.nesterov, momentum=opt.momentum, optimizer=opt.name)
+    return Recipe(cfg.trainer.num_epochs, cfg.dataloader.batch_size, opt.name, opt.lr, opt.weight_decay,
+                  opt.momentum, opt.nesterov, schedule.eta_min, schedule.warmup_epochs)
 
 def teacher_recipe(
     cfg:Settings, # of a classification
 ) -> Recipe:
-    "How a teacher is trained: as a student, except for what `teacher.trainer` sets."
-    return Recipe(**{**asdict(student_recipe(cfg)), **cfg.teacher.trainer.given()})
+    "How a teacher is trained."
+    return Recipe(**asdict(cfg.teacher.trainer)) if cfg.trainer.distill_teacher else student_recipe(cfg)
 
-def _check_recipe(how, prefix, optimizer):
+def _check_recipe(how, prefix, optimizer, schedule):
     if how.eta_min > how.lr:
-        raise ConfigError(f"{prefix}: eta_min={how.eta_min}, expected at most the learning rate, lr={how.lr}")
-    if how.warmup >= how.num_epochs:
-        raise ConfigError(f"trainer.lr_scheduler.warmup_epochs={how.warmup}: "
+        raise ConfigError(f"{schedule}.eta_min={how.eta_min}: expected at most the learning rate, "
+                          f"{optimizer}.lr={how.lr}")
+    if how.warmup_epochs >= how.num_epochs:
+        raise ConfigError(f"{schedule}.warmup_epochs={how.warmup_epochs}: "
                           f"expected fewer than {prefix}.num_epochs={how.num_epochs}")
     if how.nesterov and not how.momentum:
-        raise ConfigError(f"{optimizer}.nesterov=True: needs trainer.optimizer.momentum > 0")
+        raise ConfigError(f"{optimizer}.nesterov=True: needs {optimizer}.momentum > 0")
 
 # %% ../nbs/51_settings.ipynb #cb3b914f
 @dataclass(frozen=True)
@@ -495,8 +496,8 @@ class Classification(Settings):
 
     def check(self):
         self._check_teacher()
-        _check_recipe(student_recipe(self), 'trainer', 'trainer.optimizer')
-        _check_recipe(teacher_recipe(self), 'teacher.trainer', 'teacher.trainer')
+        _check_recipe(student_recipe(self), 'trainer', 'trainer.optimizer', 'trainer.lr_scheduler')
+        _check_recipe(Recipe(**asdict(self.teacher.trainer)), *['teacher.trainer']*3)
 
     def _check_teacher(self):
         t = self.teacher

@@ -17,7 +17,7 @@ __all__ = ['NO_TRANSFORMS', 'Subsample', 'ShuffleTargets', 'Statistics', 'Shrink
 
 # %% ../nbs/51_settings.ipynb #a821b126
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Literal
 
 from .schema import (ConfigError, Count, Decay, Group, Natural, NotNegative, NumpySeed, Positive,
@@ -471,7 +471,8 @@ def teacher_recipe(
     cfg:Settings, # of a classification
 ) -> Recipe:
     "How a teacher is trained."
-    return Recipe(**asdict(cfg.teacher.trainer)) if cfg.trainer.distill_teacher else student_recipe(cfg)
+    if cfg.trainer.distill_teacher: return Recipe(**asdict(cfg.teacher.trainer))
+    return replace(student_recipe(cfg), nesterov=cfg.teacher.trainer.nesterov)
 
 def _check_recipe(how, prefix, optimizer, schedule):
     if how.eta_min > how.lr:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .checkpoint import (CheckpointError, check_unchanged, checkpoint_info, find_matching, load_weights, mismatch,
-    relative_path, select_checkpoints, write_atomic)
+from .checkpoint import (CheckpointError, check_unchanged, checkpoint_info, find_matching,
+    load_weights, mismatch, relative_path, select_checkpoints, write_atomic)
 from .distill import FidelityTable
 from .fitting import build_network, fit, fit_all, learner_options, network_spec
 from .inputs import Inputs
@@ -56,7 +56,7 @@ def teacher_facts(
     if hasattr(cfg, 'augmentation'): facts['normalization'] = cfg.augmentation.normalization
     return facts
 
-# %% ../nbs/54_teachers.ipynb #88d73df0
+# %% ../nbs/54_teachers.ipynb #520e4597
 def _training_facts(cfg):
     "How teachers are trained, as JSON values."
     facts = asdict(teacher_recipe(cfg))
@@ -65,7 +65,7 @@ def _training_facts(cfg):
     return {**facts, 'augmentation': {name: options.get(name) for name in chosen}}
 
 def _other_recipe(info, wanted):
-    "In what a checkpoint's recipe differs: key -> (value, the one that is wanted). Older ones know less of it."
+    "In what a checkpoint's recipe differs: key -> (value, wanted value). Older ones know less of it."
     training = info.get('training', {})
     if 'num_epochs' not in training: return {'recipe': ('not known', 'a known one')}
     return {k: (training[k], v) for k, v in wanted.items() if k in training and training[k] != v}
@@ -293,7 +293,7 @@ def _fit_teachers(cfg, run, new, inputs, device):
     paths = [run.path/f'{name}.safetensors' for name in new]
     return [(path, checkpoint_info(path)) for path in paths]
 
-# %% ../nbs/54_teachers.ipynb #17a589cc
+# %% ../nbs/54_teachers.ipynb #673739c7
 def _seeds(found): return {info.get('seed') for _, info in found}
 
 def _own_first(cfg, found, missing):

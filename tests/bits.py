@@ -13,7 +13,8 @@ import torch
 from gnosis_nb.checkpoint import checkpoint_info
 from gnosis_nb.cli import compose, run_command
 
-SMALL = ['+experiment=digits', 'dataset.size=8', 'trainer.num_epochs=2', 'trainer.eval_period=1']
+SMALL = ['+experiment=digits', '+recipe=student', 'dataset.size=8', 'trainer.num_epochs=2',
+         'trainer.eval_period=1']
 GENERATOR = ['density_model.z_dim=16', 'density_model.generator.k=8']
 RUNS = dict(
     gan_training=('image_generation', [
@@ -31,7 +32,8 @@ RUNS = dict(
         *SMALL, 'classifier.norm=layer', 'teacher.ckpt_init.type=final', 'teacher.ckpt_init.loc_param=0.5',
         'dataset.subsample.ratio=0.5', 'distill_loader.splits=[0,1]', 'distill_loader.temp=[1.0,4.0]']),
     text=('text_classification', [
-        '+experiment=sentences', 'dataset.num_train=600', 'dataset.num_test=200', 'trainer.num_epochs=2',
+        '+experiment=sentences', '+recipe=student', 'dataset.num_train=600', 'dataset.num_test=200',
+        'trainer.num_epochs=2',
         'trainer.eval_period=1', 'teacher.num_components=2']))
 SHARED = ('gan_training', 'mixup_synthetic', 'gan_rows')    # the last two find the first one's generator
 

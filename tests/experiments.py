@@ -13,9 +13,11 @@ from gnosis_nb.cli import compose, run_command
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(
-    image_classification=['+experiment=digits', 'dataset.size=8', 'dataloader.batch_size=256'],
+    image_classification=[
+        '+experiment=digits', 'dataset.size=8', 'dataloader.batch_size=256', '+recipe=student'],
     text_classification=[
         '+experiment=sentences', 'dataset.num_train=300', 'dataset.num_test=101', 'dataloader.batch_size=64',
+        '+recipe=student',
         'classifier.embedding_size=16', 'classifier.lstm_cell_size=16'])
 SHORT = ['trainer.num_epochs=1', 'device=cpu']
 TEACHERS = 'trainer.distill_teacher=false'

@@ -13,11 +13,11 @@ from gnosis_nb.runs import find_runs
 
 KINDS = dict(
     image=(experiment.image_classification, 'image_classification', [
-        '+experiment=digits', 'dataset.size=8', 'dataset.subsample.ratio=0.3',
+        '+experiment=digits', '+recipe=student', 'dataset.size=8', 'dataset.subsample.ratio=0.3',
         'teacher.num_components=1', 'teacher.independent=true', 'trainer.num_epochs=4',
         'trainer.eval_period=2', 'loss=ts_cvx_cross_ent', 'distill_loader.mixup_alpha=1.0']),
     text=(experiment.text_classification, 'text_classification', [
-        '+experiment=sentences', 'dataset.num_train=600', 'dataset.num_test=200',
+        '+experiment=sentences', '+recipe=student', 'dataset.num_train=600', 'dataset.num_test=200',
         'trainer.num_epochs=4', 'trainer.eval_period=2']),
     gan=(generation.image_generation, 'image_generation', [
         'dataset=digits', 'density_model.z_dim=16', 'density_model.generator.k=8',

@@ -51,7 +51,8 @@ def papers_data(tmp_path, monkeypatch):
     fake_imdb(tmp_path/'data'/'datasets'/'imdb'/'aclImdb', monkeypatch)
 
 def trial(t, command, line):
-    return conduct(command, *line.split(), f'trial_id={t}', 'trainer.num_epochs=1', f'job_name=trial{t}')
+    short = ['trainer.num_epochs=1', 'teacher.trainer.num_epochs=1']
+    return conduct(command, *line.split(), f'trial_id={t}', *short, f'job_name=trial{t}')
 
 PAPERS = {
     IMAGES: '''teacher.use_ckpts=False classifier.depth=20 trainer.num_epochs=200 trainer.optimizer.lr=0.1
@@ -147,7 +148,8 @@ def test_only_what_is_missing_is_trained(pool, tmp_path, command):
 def find(command, folder, *overrides):
     "Which teachers a run below `folder` would use."
     lines = []
-    cfg = compose([*SMALL[command], *overrides, 'teacher.num_components=3', f'data_dir={folder}'], command)
+    more = ['teacher.trainer.num_epochs=1', 'teacher.num_components=3', f'data_dir={folder}']
+    cfg = compose([*SMALL[command], *more, *overrides], command)
     load_teachers(cfg, load_inputs(cfg), lines.append)
     return loaded(lines)
 

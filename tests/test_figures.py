@@ -21,7 +21,7 @@ from gnosis_nb.paper.sweeps import (
     teacher_jobs, train)
 from gnosis_nb.paper.targets import targets
 from gnosis_nb.runs import find_runs, run_identity
-from gnosis_nb.settings import as_dict, network_options
+from gnosis_nb.settings import as_dict, network_options, student_recipe, teacher_recipe
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = dict(paper='', small='small/', smoke='smoke/')
@@ -61,7 +61,8 @@ def test_every_sweep_has_a_preset(scale):
 @lru_cache(maxsize=None)
 def settings_of(preset): return as_dict(compose([f'+experiment={preset}']))
 
-TEACHERS = dict(num_epochs=200, batch_size=256, lr=.1, eta_min=0., weight_decay=None, nesterov=False)
+TEACHERS = dict(num_epochs=200, batch_size=256, optimizer='SGD', lr=.1, weight_decay=1e-4, momentum=.9,
+                nesterov=False, eta_min=0., warmup_epochs=0)
 
 @pytest.mark.parametrize('preset, key, value', [
     ('fig01', 'distill_loader.temp', 1.), ('fig01', 'dataset.name', 'cifar100'),
@@ -129,7 +130,8 @@ def test_smaller_presets_keep_nothing_of_another_network(preset, data, network):
 def test_scales_of_images(scale, epochs, lr):
     cfg = compose([f'scale={scale}'])
     assert (cfg.trainer.num_epochs, cfg.trainer.optimizer.lr) == (epochs, lr)
-    assert asdict(cfg.teacher.trainer) == (TEACHERS if scale == 'paper' else dict.fromkeys(TEACHERS))
+    of_paper = scale in ('own', 'paper')
+    assert asdict(teacher_recipe(cfg)) == (TEACHERS if of_paper else asdict(student_recipe(cfg)))
 
 @pytest.mark.parametrize('scale, data, cell', [
     ('own', 'imdb', 100), ('text_paper', 'imdb', 70), ('text_small', 'imdb', 32),

@@ -10,8 +10,8 @@ from torchvision import datasets
 
 import gnosis_nb.distill as distill
 import gnosis_nb.experiment as experiment
-from experiments import (SHORT, TEACHERS, checkpoints, conduct, equal, images, loaded, report, states_below,
-    table, weights)
+from experiments import (SHORT, SMALL, TEACHERS, checkpoints, conduct, equal, images, loaded, report,
+    states_below, table, weights)
 from fakes import fake_cifar
 from gnosis_nb.checkpoint import load_weights, save_checkpoint
 from gnosis_nb.cli import compose
@@ -26,15 +26,16 @@ from parity import fill_weights, recorded, rel_err
 
 # Teachers
 
-def find(folder, *overrides, data=('+experiment=digits', 'dataset.size=8')):
+def find(folder, *overrides, data=SMALL['image_classification']):
     "The numbers of the teachers that a run below `folder` would use."
     lines = []
-    cfg = compose([*data, *overrides, f'data_dir={folder}'])
+    cfg = compose([*data, 'teacher.trainer.num_epochs=1', f'data_dir={folder}', *overrides])
     load_teachers(cfg, load_inputs(cfg), lines.append)
     return [int(o[-1]) for o in loaded(lines)]
 
 def test_trials_take_successive_teachers(pool):
-    used = [find(pool, 'teacher.independent=true', f'trial_id={t}') for t in range(4)]
+    options = ['teacher.independent=true', f'teacher.ckpt_dir={pool}']
+    used = [find(pool, *options, f'trial_id={t}') for t in range(4)]
     assert [first for first, _ in used] == [0, 1, 2, 0] and all(first != other for first, other in used)
 
 @pytest.mark.parametrize('overrides', [['teacher.num_components=2'], ['teacher.independent=true']])
@@ -56,7 +57,8 @@ def test_teachers_of_other_pixels_are_not_used_and_those_of_the_same_in_another_
                 path.mkdir(parents=True)
                 for i in range(4): Image.new('RGB', (8, 8), (shade + i, 40*k, 10*i)).save(path/f'{i}.png')
         data = ['dataset=image_folder', f'dataset.root_dir={tmp_path/name}']
-        options = ['augmentation.transforms_list=[]', 'classifier.depth=8', *SHORT, 'force=true']
+        options = ['augmentation.transforms_list=[]', 'classifier.depth=8', '+recipe=student', *SHORT,
+            'force=true']
         return conduct('image_classification', *data, *options, f'data_dir={tmp_path}/runs')[1]
     assert [len(loaded(folder(*o))) for o in (('a', 10), ('b', 200), ('c', 10))] == [0, 0, 1]
 

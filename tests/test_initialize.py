@@ -7,8 +7,8 @@ from experiments import conduct, equal, report, table, weights
 from gnosis_nb.checkpoint import load_checkpoint, load_network
 from gnosis_nb.schema import ConfigError
 
-SMALL = ['+experiment=digits', 'dataset.size=8', 'classifier.depth=8', 'dataloader.batch_size=128',
-    'trainer.num_epochs=1', 'trainer.precision=fp32', 'device=cpu']
+SMALL = ['+experiment=digits', '+recipe=student', 'dataset.size=8', 'classifier.depth=8',
+    'dataloader.batch_size=128', 'trainer.num_epochs=1', 'trainer.precision=fp32', 'device=cpu']
 
 def run(data_dir, *overrides):
     return conduct('image_classification', *SMALL, *overrides, f'data_dir={data_dir}')[0]
@@ -57,7 +57,7 @@ def test_the_teacher_itself_is_its_most_faithful_student(teacher):
     assert near > .98 > .9 > far
 
 def test_texts_start_there_too(tmp_path):
-    r, _ = conduct('text_classification', '+experiment=sentences', 'dataset.num_train=400',
+    r, _ = conduct('text_classification', '+experiment=sentences', '+recipe=student', 'dataset.num_train=400',
         'dataset.num_test=100', 'trainer.num_epochs=1', 'trainer.precision=fp32', 'device=cpu',
         f'data_dir={tmp_path}', 'teacher.ckpt_init.type=final', 'teacher.ckpt_init.loc_param=0')
     assert equal(weights(r, 'student_init'), weights(r, 'teacher_0'))

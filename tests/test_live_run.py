@@ -6,8 +6,8 @@ import pytest
 from gnosis_nb.curves import read_tables
 from gnosis_nb.explore import live_run, run_folder, run_state
 
-SMALL = ['+experiment=digits', 'dataset.size=8', 'device=cpu', 'trainer.precision=fp32']
-TEXTS = ['+experiment=sentences', 'dataset.num_train=300', 'dataset.num_test=101',
+SMALL = ['+experiment=digits', '+recipe=student', 'dataset.size=8', 'device=cpu', 'trainer.precision=fp32']
+TEXTS = ['+experiment=sentences', '+recipe=student', 'dataset.num_train=300', 'dataset.num_test=101',
          'trainer.eval_period=1', 'device=cpu']
 
 def folder_of(live): return run_folder(live.settings)

@@ -101,7 +101,8 @@ def test_cifar100_svhn_shares_the_teachers_of_cifar100(tmp_path, monkeypatch, sh
     fake_cifar(folder/'cifar100', monkeypatch, datasets.CIFAR100, n=20)
     fake_svhn(folder/'svhn', monkeypatch, n=30)
     (folder/'cifar100_svhn').symlink_to(folder/'cifar100')
-    small = ['classifier=preresnet8', *SHORT, 'dataloader.batch_size=16', 'trainer.precision=fp32']
+    small = ['classifier=preresnet8', '+recipe=student', 'teacher.trainer.nesterov=false', *SHORT,
+        'dataloader.batch_size=16', 'trainer.precision=fp32']
     conduct('image_classification', *small, 'dataset=cifar100', TEACHERS)
     _, lines = conduct('image_classification', *small, *options)
     y, _, sources = all_rows(shown)

@@ -20,8 +20,8 @@ from gnosis_nb.schema import ConfigError
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}
-SMALL = ['+experiment=digits', 'dataset.size=8', 'classifier.depth=8', 'dataloader.batch_size=64',
-    'trainer.num_epochs=2', 'trainer.eval_period=1', 'device=cpu']
+SMALL = ['+experiment=digits', '+recipe=student', 'dataset.size=8', 'classifier.depth=8',
+    'dataloader.batch_size=64', 'trainer.num_epochs=2', 'trainer.eval_period=1', 'device=cpu']
 PIPES = dict(env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 def command(folder, *overrides):

@@ -18,8 +18,8 @@ from gnosis_nb.generation import image_generation
 from gnosis_nb.runs import find_runs
 from gnosis_nb.stores import S3Store, StoreError, StoreRefused
 
-SMALL = ['dataset=digits', 'dataset.size=8', 'classifier.depth=8', 'dataloader.batch_size=256',
-         'trainer.num_epochs=1', 'device=cpu']
+SMALL = ['dataset=digits', '+recipe=student', 'dataset.size=8', 'classifier.depth=8',
+         'dataloader.batch_size=256', 'trainer.num_epochs=1', 'device=cpu']
 GAN = ['density_model.z_dim=16', 'density_model.generator.k=8', 'density_model.discriminator.k=8',
        'dataloader.batch_size=16', 'trainer.num_gen_updates=2', 'trainer.eval_period=2',
        'trainer.checkpoint_period=2', 'judge.name=none']

@@ -56,7 +56,7 @@ def teacher_facts(
     if hasattr(cfg, 'augmentation'): facts['normalization'] = cfg.augmentation.normalization
     return facts
 
-# %% ../nbs/54_teachers.ipynb #520e4597
+# %% ../nbs/54_teachers.ipynb #266a3f4a
 def _training_facts(cfg):
     "How teachers are trained, as JSON values."
     facts = asdict(teacher_recipe(cfg))
@@ -105,7 +105,7 @@ def _differences(others):
     values = {}
     for o in others:
         for key, (have, want) in o.items(): values.setdefault((key, str(want)), {})[str(have)] = None
-    return ', '.join(f"{key} {' or '.join(have)}, not {want}" for (key, want), have in values.items())
+    return ', '.join(f"{key} {' or '.join(have)} instead of {want}" for (key, want), have in values.items())
 
 def find_teachers(
     cfg:Classification, # settings
@@ -129,7 +129,7 @@ def find_teachers(
     if given and not found:
         raise ConfigError(f"{key}={given}: {problem or f'no teacher_<number> checkpoint below {folder}'}")
     if t.shuffle_ckpts: random.Random(_base_seed(cfg)).shuffle(found)
-    note = (f"left out below {folder}: {len(others)} teachers of another recipe "
+    note = (f"teachers of another recipe, left out: {len(others)} below {folder} "
             f"({_differences(others.values())}); teacher.any_recipe=true takes them")
     return found, note if others else None
 
@@ -293,7 +293,7 @@ def _fit_teachers(cfg, run, new, inputs, device):
     paths = [run.path/f'{name}.safetensors' for name in new]
     return [(path, checkpoint_info(path)) for path in paths]
 
-# %% ../nbs/54_teachers.ipynb #673739c7
+# %% ../nbs/54_teachers.ipynb #facb878e
 def _seeds(found): return {info.get('seed') for _, info in found}
 
 def _own_first(cfg, found, missing):

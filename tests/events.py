@@ -7,8 +7,24 @@ import itertools
 import os
 import runpy
 import signal
+import subprocess
 import sys
 from pathlib import Path
+
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}
+PIPES = dict(env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def heed_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)    # a script's background job ignores it
+
+def start(*script, at, n=1):
+    "A script's process that has stopped before it put a file called `at` in its place for the n-th time."
+    events = [sys.executable, __file__, 'SIGSTOP', at, str(n)]
+    process = subprocess.Popen([*events, *script], **PIPES, preexec_fn=heed_ctrl_c)
+    what = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert what.si_code == os.CLD_STOPPED, process.communicate()[1][-2000:]
+    return process
+
+def kill(process): process.kill(); process.communicate()
 
 
 def signal_before_file(sign, pattern, n):

@@ -1,6 +1,5 @@
 "Runs that are killed, interrupted, started twice or fail: what is left, and how the same command goes on."
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -12,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+import events
+from events import ENV, PIPES, kill
 from experiments import conduct
 from gnosis_nb.checkpoint import load_checkpoint
 from gnosis_nb.distill import FidelityTable
@@ -19,10 +20,8 @@ from gnosis_nb.runs import find_runs
 from gnosis_nb.schema import ConfigError
 
 ROOT = Path(__file__).parent.parent
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}
 SMALL = ['+experiment=digits', '+recipe=student', 'dataset.size=8', 'classifier.depth=8',
     'dataloader.batch_size=64', 'trainer.num_epochs=2', 'trainer.eval_period=1', 'device=cpu']
-PIPES = dict(env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 def command(folder, *overrides):
     return [str(ROOT/'scripts/image_classification.py'), *SMALL, f'data_dir={folder}', *overrides]
@@ -30,17 +29,7 @@ def command(folder, *overrides):
 def complete(folder, *overrides, **kwargs):
     return subprocess.run([sys.executable, *command(folder, *overrides)], **PIPES, **kwargs)
 
-def heed_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)    # a script's background job ignores it
-
-def start(folder, *overrides, at, n=1):
-    "A process that has stopped before it put a file called `at` in its place for the n-th time."
-    events = [sys.executable, str(ROOT/'tests/events.py'), 'SIGSTOP', at, str(n)]
-    process = subprocess.Popen([*events, *command(folder, *overrides)], **PIPES, preexec_fn=heed_ctrl_c)
-    what = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-    assert what.si_code == os.CLD_STOPPED, process.communicate()[1][-2000:]
-    return process
-
-def kill(process): process.kill(); process.communicate()
+def start(folder, *overrides, **when): return events.start(*command(folder, *overrides), **when)
 
 def run(folder, *overrides): return conduct('image_classification', *SMALL, f'data_dir={folder}', *overrides)
 

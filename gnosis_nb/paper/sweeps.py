@@ -31,7 +31,8 @@ from .claims import check_claims
 from .targets import SHARES
 from ..reproducible import pick_device
 from ..runs import RunLocked, run_identity
-from ..settings import Classification, ConfigError, Settings, as_dict, network_options
+from ..settings import (
+    Classification, ConfigError, Settings, as_dict, network_options, teacher_recipe)
 
 # %% ../../nbs/62_paper.sweeps.ipynb #19e2a9f6
 SWEEPS = dict(
@@ -189,11 +190,14 @@ def override_key(
     return override.lstrip('+~').split('=')[0]
 
 def _pool_key(cfg):
-    "What teachers have to share to be of one pool: data, network, training, normalisation."
+    "What teachers have to share to be of one pool: data, network, recipe, normalisation."
     data = {k: v for k, v in asdict(cfg.dataset).items() if k not in ('root_dir', 'download', 'memory_limit')}
     normalization = cfg.augmentation.normalization if hasattr(cfg, 'augmentation') else None
-    facts = [data, network_options(cfg, 'teacher'), asdict(cfg.teacher.trainer), normalization]
+    facts = [data, network_options(cfg, 'teacher'), asdict(teacher_recipe(cfg)), normalization]
     return json.dumps(facts, sort_keys=True)
+
+_OF_STUDENTS = (
+    'trainer.num_epochs', 'trainer.optimizer', 'trainer.lr_scheduler', 'dataloader.batch_size', 'optimizer')
 
 def teacher_jobs(
     jobs:list, # of `sweep_jobs`
@@ -205,10 +209,11 @@ def teacher_jobs(
     for group in pools.values():
         most = max(o.settings.teacher.num_components for o in group)
         trials = {o.settings.trial_id for o in group}
-        own = {'trial_id': 0, 'teacher.num_components': most*len(trials), 'trainer.distill_teacher': 'false',
-               'teacher.ckpt_init.type': 'null', 'exp_name': 'teachers'}
-        kept = [o for o in group[0].overrides if override_key(o) not in own]
-        out.append(kept + [f'{k}={v}' for k, v in own.items()])
+        own = {'trial_id': 0, 'teacher.num_components': most*len(trials), 'exp_name': 'teachers'}
+        given = {override_key(o): o for o in group[0].overrides}
+        both = f"+experiment=[{given.pop('experiment').partition('=')[2]},teachers]"
+        kept = [o for k, o in given.items() if k not in own and not k.startswith(_OF_STUDENTS)]
+        out.append([both, *kept, *(f'{k}={v}' for k, v in own.items())])
     return out
 
 # %% ../../nbs/62_paper.sweeps.ipynb #d7eb71e7

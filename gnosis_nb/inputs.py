@@ -177,7 +177,7 @@ def distillation_rows(
     sub, train = cfg.dataset.subsample, inputs.sets.train
     splits = split_dataset(len(train), sub.ratio, sub.seed)
     rows = torch.cat([torch.arange(0), *(splits[i] for i in cfg.distill_loader.splits)]).sort().values
-    return rows[stratified_subset(train.targets[rows], min(n, len(rows)))]
+    return rows if len(rows) <= n else rows[stratified_subset(train.targets[rows], n)]
 
 # %% ../nbs/52_inputs.ipynb #a5b13003
 def image_augmentation(

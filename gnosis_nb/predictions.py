@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'Predictions', 'collect_predictions', 'pack_logits', 'unpack_logits', 'save_predictions', 'load_predictions']
 
 # %% ../nbs/48_predictions.ipynb #af6d82b4
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch

@@ -111,6 +111,7 @@ def test_a_student_of_other_sets_only_has_no_distillation_examples(tmp_path):
     others = 'distill_loader.extra=[{name: digits, size: 8, num: 100}]'
     run, _ = images(tmp_path, 'distill_loader.splits=[]', others)
     assert [o.name for o in run.path.glob(KEPT)] == ['predictions_test.safetensors']
+    with pytest.raises(CheckpointError, match='shown other sets only'): load_predictions(run, 'train')
 
 @pytest.mark.parametrize('scale', [1e-6, 1e-2, 1., 30., 1e5, 1e30])
 @pytest.mark.parametrize('shape', [(2000, 5), (2000, 1, 5), (2000, 3, 5)])

@@ -16,16 +16,17 @@ import torch
 from fastai.data.core import DataLoaders
 
 from .checkpoint import load_checkpoint
+from .cka import stage_cka
 from .distill import FidelityTable
 from .compute import peak_memory
 from .fitting import build_network, check_optimizers, fit, fit_all, learner_options, network_spec
 from .generators import build_generator
 from .initialize import initialize_student, interpolate
-from .inputs import Inputs, image_augmentation, load_inputs, student_batches
+from .inputs import Inputs, distillation_rows, image_augmentation, load_inputs, student_batches
 from .learner import student_learner
 from .losses_beyond import ALL_LOSSES
-from .metrics import fidelity_report
 from .mirror import Mirror, send_unsent
+from .predictions import collect_predictions, save_predictions
 from .report import format_report, read_report, write_report, write_statistics
 from .reproducible import derive_seed, pick_device, set_seed
 from .runs import Run, claim_run, random_name
@@ -186,22 +187,35 @@ def _describe(cfg, inputs, run, device):
     return (f"run: {run.path} on {device}: {n_teacher} training {inputs.unit}{student}, "
             f"{len(inputs.sets.test)} for evaluation, {inputs.sets.train.num_classes} classes")
 
+def _report(cfg, inputs, run, device, teacher, student=None, independent=None):
+    "Ask each network about the evaluation data once, and write everything that follows from its answers."
+    dl = inputs.evaluation(device)
+    found = collect_predictions(dl, teacher, student, independent)
+    write_report(run, found.report(dl.bs), inputs.unit)
+    if cfg.keep_predictions:
+        save_predictions(run, 'test', found, inputs.sets.test)
+        _keep_train(cfg, inputs, run, device, teacher, student, independent)
+    if student is not None: write_statistics(run, found, stage_cka(student, teacher, dl))
+
+def _keep_train(cfg, inputs, run, device, *networks):
+    "Keep predictions on a sample of the examples that the student was shown, without augmentation."
+    rows = distillation_rows(cfg, inputs)
+    if not len(rows): return
+    some = inputs.sets.train.subset(rows)
+    found = collect_predictions(inputs.evaluation(device, some), *networks)
+    save_predictions(run, 'train', replace(found, indices=rows[found.indices]), some)
+
 def _work(cfg, inputs, run, ready, device):
     run.say(_describe(cfg, inputs, run, device))
     if hasattr(inputs.sets, 'words'): run.write_text('words.txt', '\n'.join(inputs.sets.words))
     teachers = complete_teachers(cfg, run, ready, inputs, device)
-    dl = inputs.evaluation(device)
-    if not cfg.trainer.distill_teacher:
-        report = fidelity_report(teachers[0], teachers[0], dl)
-        return write_report(run, report.drop('student'), inputs.unit)
+    if not cfg.trainer.distill_teacher: return _report(cfg, inputs, run, device, teachers[0])
     generator, origin = build_generator(cfg, inputs.sets, device, run.say, run.state.get('generator'))
     run.set_state('running', generator=origin)
     prepare = {name: partial(prepare_student, cfg, run, name, teacher, inputs, device, generator)
                for name, teacher in zip(('student', 'independent_student'), teachers)}
     students = fit_all(run, prepare, device, cfg.trainer.parallel_models)
-    report = fidelity_report(students['student'], teachers[0], dl, students.get('independent_student'))
-    write_report(run, report, inputs.unit)
-    write_statistics(run, students, teachers[0], dl)
+    _report(cfg, inputs, run, device, teachers[0], students['student'], students.get('independent_student'))
 
 def _outcome(run): return format_report(read_report(run))
 

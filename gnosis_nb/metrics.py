@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['sum_dtype', 'check_targets', 'labelled_rows', 'accuracy', 'log_probs', 'nll', 'confidence_bin', 'check_bins', 'ece',
            'agreement', 'kl_rows', 'predictive_kl', 'plain_tensor', 'FidelityMeter', 'Accuracy', 'NLL', 'ECE',
-           'evaluating', 'Agreement', 'PredictiveKL', 'module_device', 'fidelity_report']
+           'evaluating', 'Agreement', 'PredictiveKL', 'module_device', 'update_meters', 'report_meters',
+           'fidelity_report']
 
 # %% ../nbs/01_metrics.ipynb #5b1bd9ba
 from contextlib import contextmanager
@@ -277,14 +278,27 @@ def module_device(
     first = next(model.parameters(), next(model.buffers(), None))
     return default if first is None else first.device
 
-def _update_meters(meters, logits, targets):
-    "Update, and create where missing, the meter of each model and of each member of the teacher."
+def update_meters(
+    meters:dict, # `FidelityMeter` by name; those that are missing are made
+    logits:dict, # of a batch by model: 'teacher' [batch, classes] or [batch, m, classes], 'student', …
+    targets:Tensor, # [batch] class indices; -100: no label
+):
+    "Add a batch to the meter of each model and of each member of the teacher."
     teacher_logits, members = logits['teacher'], {}
     if teacher_logits.ndim == 3:
         members = {f'teacher_{i}': z for i, z in enumerate(teacher_logits.unbind(1))}
     for z in logits.values(): check_pair(teacher_logits, z)
     for name, z in (logits | members).items():
         meters.setdefault(name, FidelityMeter()).update(z, targets, teacher_logits)
+
+def report_meters(
+    meters:dict, # of `update_meters`
+): # DataFrame, a row for each of them; columns accuracy, nll (nats), ece, agreement and kl (nats)
+    "What the meters have counted, as a table."
+    import pandas as pd
+    columns = dict(acc='accuracy', nll='nll', ece='ece', ts_agree='agreement', ts_kl='kl')
+    table = pd.DataFrame({row: meter.compute() for row, meter in meters.items()}).T
+    return table.reindex(columns=list(columns)).rename(columns=columns)
 
 def fidelity_report(
     student:nn.Module, # x -> logits [batch, classes]
@@ -296,14 +310,11 @@ def fidelity_report(
 
     Columns are accuracy, nll (nats), ece, agreement and kl (nats). Raises `ValueError` if `dl` is empty, or
     the models' classes differ in number."""
-    import pandas as pd
     models, meters = dict(teacher=teacher, student=student), {}
     if independent: models['independent student'] = independent
     with evaluating(*models.values()):
         for *x, y in dl:
             x, y = to_device((tuple(x), y), module_device(student, y.device))
-            _update_meters(meters, {name: plain_tensor(model(*x)) for name, model in models.items()}, y)
+            update_meters(meters, {name: plain_tensor(model(*x)) for name, model in models.items()}, y)
     if not meters: raise ValueError('dl: expected at least one batch (x, y)')
-    columns = dict(acc='accuracy', nll='nll', ece='ece', ts_agree='agreement', ts_kl='kl')
-    table = pd.DataFrame({row: meter.compute() for row, meter in meters.items()}).T
-    return table.reindex(columns=list(columns)).rename(columns=columns)
+    return report_meters(meters)

@@ -12,9 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .cka import stage_cka
 from .curves import plot_curves
-from .fidelity import compare_students, fidelity_statistics, predictions
+from .predictions import Predictions
 from .runs import Run
 from .settings import ConfigError
 
@@ -42,19 +41,15 @@ def _plot_report(
 # %% ../nbs/56_report.ipynb #a61bba97
 def write_statistics(
     run:Run, # open
-    students:dict, # networks by name: 'student', 'independent_student'
-    teacher, # a network, or an ensemble of them
-    dl, # evaluation batches
+    found:Predictions, # on the evaluation data
+    cka:list, # of `stage_cka`, for each stage a number
 ):
     "Write `fidelity_statistics.csv` and, with an independent student, `fidelity_differences.csv`."
-    student, other = students['student'], students.get('independent_student')
-    y, z_t, z_s, *z_o = predictions(dl, *(o for o in (teacher, student, other) if o is not None))
-    table = fidelity_statistics(z_s, z_t, y)
-    for i, v in enumerate(stage_cka(student, teacher, dl)): table.loc[f'cka_{i}', 'value'] = v
+    table = found.statistics()
+    for i, v in enumerate(cka): table.loc[f'cka_{i}', 'value'] = v
     run.write('fidelity_statistics.csv', table.rename_axis('statistic').to_csv)
-    if not z_o: return
-    differences = compare_students(z_s, z_o[0], z_t, y)
-    run.write('fidelity_differences.csv', differences.rename_axis('statistic').to_csv)
+    if found.independent is None: return
+    run.write('fidelity_differences.csv', found.differences().rename_axis('statistic').to_csv)
 
 # %% ../nbs/56_report.ipynb #ddae3bc7
 def summarize(

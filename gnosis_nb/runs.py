@@ -78,6 +78,7 @@ NOT_IN_IDENTITY = (                    # settings, and groups of settings, that 
     'dataloader.num_workers',
     'trainer.parallel_models',
     'trainer.teacher_cache',
+    'keep_predictions',
 )
 
 # Settings that are younger than some runs, with the value that describes what was done before.

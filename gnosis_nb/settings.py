@@ -494,6 +494,7 @@ class Classification(Settings):
     trainer:TextTrainer
     teacher:Teacher
     loss:Loss
+    keep_predictions:bool
 
     def check(self):
         self._check_teacher()

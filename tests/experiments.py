@@ -48,7 +48,9 @@ def loaded(lines):
 def table(run, name='student_train_metrics'): return pd.read_csv(run.path/f'{name}.csv')
 def report(run): return pd.read_csv(run.path/'fidelity.csv', index_col='model')
 def weights(run, name): return load_checkpoint(run.path/f'{name}.safetensors')[0]
-def checkpoints(run): return {o.stem for o in run.path.glob('*.safetensors')}
+def checkpoints(run):
+    found = {o.stem for o in run.path.glob('*.safetensors')}
+    return {o for o in found if not o.startswith('predictions_')}
 def states_below(folder):
     return [json.loads(o.read_text())['state'] for o in Path(folder).rglob('state.json')]
 def equal(a, b): return a.keys() == b.keys() and all(v.equal(b[k]) for k, v in a.items())

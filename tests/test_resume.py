@@ -14,8 +14,9 @@ from PIL import Image
 import events
 from events import ENV, PIPES, kill
 from experiments import conduct
-from gnosis_nb.checkpoint import load_checkpoint
+from gnosis_nb.checkpoint import CheckpointError, load_checkpoint
 from gnosis_nb.distill import FidelityTable
+from gnosis_nb.predictions import load_predictions
 from gnosis_nb.runs import find_runs
 from gnosis_nb.schema import ConfigError
 
@@ -142,6 +143,15 @@ def test_a_damaged_state_begins_anew_and_ends_the_same(tmp_path):
     _, lines = run(tmp_path/'damaged', 'seed=3')
     assert any('damaged' in o and 'begins anew' in o for o in lines)
     assert same(results(tmp_path/'whole'), results(tmp_path/'damaged'))
+
+def test_a_run_killed_at_its_end_keeps_its_predictions(tmp_path):
+    run(tmp_path/'whole', 'seed=3')
+    kill(start(tmp_path/'killed', 'seed=3', at='predictions_train.safetensors'))
+    path, = (o.parent for o in (tmp_path/'killed').rglob('predictions_test.safetensors'))
+    with pytest.raises(CheckpointError, match='the run is running'): load_predictions(path, 'train')
+    run(tmp_path/'killed', 'seed=3')
+    assert len(load_predictions(path)) == 450 and len(load_predictions(path, 'train')) == 1347
+    assert same(results(tmp_path/'whole'), results(tmp_path/'killed'))
 
 def test_a_run_keeps_the_teachers_it_began_with(tmp_path):
     teacher, _ = run(tmp_path, 'trainer.distill_teacher=false')

@@ -54,7 +54,8 @@ def test_a_run_is_in_the_bucket(bucket, proxy, tmp_path):
     proxy.fault('busy', 'PUT', 2).fault('failing', 'GET', 1).fault('damaged_up', 'PUT', 1)
     r, _ = run(tmp_path, proxy, *logged(bucket, 'logger.prefix=mine'))
     assert {'state.json', 'config.yaml', 'student.safetensors', 'teacher_0.safetensors',
-            'student_train_metrics.csv', 'fidelity.csv', 'fidelity.png'} <= files(r.path)
+            'student_train_metrics.csv', 'fidelity.csv', 'fidelity.png',
+            'predictions_test.safetensors', 'predictions_train.safetensors'} <= files(r.path)
     assert_in_bucket(bucket, r, tmp_path, 'mine/')
     assert not list(tmp_path.rglob('.unsent.json')) and not any(o[2] for o in proxy.faults)
     again, _ = run(tmp_path, proxy)                      # where results are kept does not make another run

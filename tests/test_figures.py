@@ -54,7 +54,7 @@ def test_presets_compose(preset, scale):
 @pytest.mark.parametrize('scale', SCALES)
 def test_every_sweep_has_a_preset(scale):
     used = {preset for presets in SWEEPS.values() for preset in presets}
-    assert presets(FOLDERS[scale]) - {'digits', 'sentences'} == used
+    assert presets(FOLDERS[scale]) - {'digits', 'sentences', 'teachers'} == used
     figures = {f'fig{i:02}' for i in range(1, 15)}
     assert set(FIGURES) == set(SWEEPS) == figures | {'table1', 'table2', 'table2_imagenet'}
 

@@ -56,7 +56,7 @@ def teacher_facts(
     if hasattr(cfg, 'augmentation'): facts['normalization'] = cfg.augmentation.normalization
     return facts
 
-# %% ../nbs/54_teachers.ipynb #266a3f4a
+# %% ../nbs/54_teachers.ipynb #6b14ff75
 def _training_facts(cfg):
     "How teachers are trained, as JSON values."
     facts = asdict(teacher_recipe(cfg))
@@ -128,7 +128,6 @@ def find_teachers(
         found, problem = find_matching(folder, 'teacher', misfit, given=bool(given), unique=True, say=say)
     if given and not found:
         raise ConfigError(f"{key}={given}: {problem or f'no teacher_<number> checkpoint below {folder}'}")
-    if t.shuffle_ckpts: random.Random(_base_seed(cfg)).shuffle(found)
     note = (f"teachers of another recipe, left out: {len(others)} below {folder} "
             f"({_differences(others.values())}); teacher.any_recipe=true takes them")
     return found, note if others else None
@@ -142,10 +141,12 @@ def count_needed(
     cfg:Classification, # settings
 )->int:
     "How many teachers there must be for a trial to have its own, and the independent student others."
-    t = cfg.teacher
-    groups = 2 if t.independent else 1
-    own_place = t.use_ckpts and not (t.ckpt_dir or t.ckpt_path)
-    return (groups + (cfg.trial_id if own_place else 0))*t.num_components
+    groups, before = 2 if cfg.teacher.independent else 1, cfg.trial_id if _has_pool(cfg) else 0
+    return (groups + before)*cfg.teacher.num_components
+
+def _has_pool(cfg):
+    "Are teachers shared with all runs below `data_dir`?"
+    return cfg.teacher.use_ckpts and not (cfg.teacher.ckpt_dir or cfg.teacher.ckpt_path)
 
 def choose_teachers(
     found:list, # checkpoints there are
@@ -199,13 +200,22 @@ def load_teachers(
 )->list: # one or two lists of pairs, network and facts; empty ones if teachers have to be trained
     "The teachers that this trial finds ready, or those that a run has begun with."
     if plan: chosen = [[check_known(o, 'a teacher', cfg.data_dir) for o in group] for group in plan]
-    else: chosen = _choose(cfg, find_teachers(cfg, inputs, say)[0])
+    else:
+        found = find_teachers(cfg, inputs, say)[0]
+        missing = _Pool(cfg, inputs).missing(found) if _has_pool(cfg) else {}
+        chosen = _choose(cfg, found, missing)
     return [[_load(cfg, inputs, o, say) for o in group] for group in chosen]
 
-def _choose(cfg, found):
-    "The groups of a trial; empty ones if there are not enough teachers."
-    t = cfg.teacher
-    if len(found) < count_needed(cfg): return [[] for _ in range(2 if t.independent else 1)]
+def _places(found, missing): # found: pairs of path and facts; missing: number -> time
+    "Teachers that are there, None, or numbers of those that are not, each at its place in the pool."
+    times = [(info.get('created', ''), None) for _, info in found] + [(v, k) for k, v in missing.items()]
+    return [number for _, number in sorted(times, key=lambda o: o[0])]
+
+def _choose(cfg, found, missing):
+    "The groups of a trial; empty ones if not all of its places, and those before them, have a teacher."
+    t, places = cfg.teacher, _places(found, missing)[:count_needed(cfg)]
+    if places != [None]*count_needed(cfg): return [[] for _ in range(2 if t.independent else 1)]
+    if t.shuffle_ckpts: found = random.Random(_base_seed(cfg)).sample(found, len(found))
     return choose_teachers(found, cfg.trial_id, t.num_components, t.independent)
 
 # %% ../nbs/54_teachers.ipynb #399a3963
@@ -215,6 +225,8 @@ def teacher_seed(
 )->int:
     "The random seed of a teacher of the pool, the same for all trials."
     return derive_seed(_base_seed(cfg), 'teacher', number)
+
+def _seeds(found): return {info.get('seed') for _, info in found}
 
 class _Pool:
     "What several processes have to agree on about the teachers of one network, data set, recipe and seed."
@@ -227,19 +239,22 @@ class _Pool:
 
     def lock(self, suffix=''): return FileLock(f'{self.stem}{suffix}.lock')
 
-    def reserve(self, found): # -> number -> the time that puts it into order, of all that are missing
-        "Reserve numbers for as many teachers as are missing."
-        path, there = self.stem.with_suffix('.json'), {info.get('seed') for _, info in found}
-        def is_missing(number): return teacher_seed(self.cfg, number) not in there
+    def missing(self, found): # -> number -> the time that gives it its place
+        "What is reserved and not trained yet."
+        path, there = self.stem.with_suffix('.json'), _seeds(found)
+        known = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+        return {int(k): v for k, v in known.items() if teacher_seed(self.cfg, int(k)) not in there}
+
+    def reserve(self, found): # -> number -> time
+        "Reserve numbers until there are as many teachers, with those that are missing, as are needed."
+        there = _seeds(found)
         with self.lock():
-            known = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-            known = {int(k): v for k, v in known.items() if is_missing(int(k))}
-            new = (i for i in count() if is_missing(i) and i not in known)
-            now = datetime.now(timezone.utc)
+            known, now = self.missing(found), datetime.now(timezone.utc)
+            new = (i for i in count() if i not in known and teacher_seed(self.cfg, i) not in there)
             for i in islice(new, max(0, count_needed(self.cfg) - len(found) - len(known))):
                 known[i] = (now + timedelta(microseconds=i)).isoformat(timespec='microseconds')
             text = json.dumps(known, indent=1)
-            write_atomic(path, lambda tmp: tmp.write_text(text, encoding='utf-8'))
+            write_atomic(self.stem.with_suffix('.json'), lambda tmp: tmp.write_text(text, encoding='utf-8'))
         return known
 
     def take(self, stack, numbers, most, say): # -> those of `numbers` that nobody else trains, `most` at most
@@ -293,24 +308,18 @@ def _fit_teachers(cfg, run, new, inputs, device):
     paths = [run.path/f'{name}.safetensors' for name in new]
     return [(path, checkpoint_info(path)) for path in paths]
 
-# %% ../nbs/54_teachers.ipynb #facb878e
-def _seeds(found): return {info.get('seed') for _, info in found}
-
+# %% ../nbs/54_teachers.ipynb #a804f09e
 def _own_first(cfg, found, missing):
-    "Numbers of missing teachers, those of this trial before those of others."
-    m = cfg.teacher.num_components
-    times = [(info.get('created', ''), None) for _, info in found] + [(v, k) for k, v in missing.items()]
-    places = [number for _, number in sorted(times, key=lambda o: o[0])]
-    own = [number for number in places[cfg.trial_id*m:][:m] if number is not None]
-    return own + [number for number in missing if number not in own]
+    "Numbers of teachers that are needed and missing, those of this trial before those of others."
+    places, start = _places(found, missing)[:count_needed(cfg)], cfg.trial_id*cfg.teacher.num_components
+    return [number for number in places[start:] + places[:start] if number is not None]
 
 def _train_for_pool(cfg, run, inputs, device):
     "Train teachers until there are enough, and choose this trial's."
     pool, most = _Pool(cfg, inputs), pick_parallel(cfg.trainer.parallel_models, device)
     found, note = find_teachers(cfg, inputs, run.say)
     if note: run.say(note)
-    while len(found) < count_needed(cfg):
-        missing = pool.reserve(found)
+    while not all(chosen := _choose(cfg, found, missing := pool.reserve(found))):
         with ExitStack() as stack:
             numbers = pool.take(stack, _own_first(cfg, found, missing), most, run.say)
             there = _seeds(find_teachers(cfg, inputs, _quietly)[0])          # trained since we looked
@@ -318,7 +327,7 @@ def _train_for_pool(cfg, run, inputs, device):
             new = {name: o for name, o in new.items() if o[0] not in there}
             if new: _fit_teachers(cfg, run, new, inputs, device)
         found = find_teachers(cfg, inputs, _quietly)[0]
-    return _choose(cfg, found)
+    return chosen
 
 def _quietly(sentence): pass
 
@@ -341,9 +350,8 @@ def complete_teachers(
 )->list: # one or two `ClassifierEnsemble`s
     "Train the teachers that `load_teachers` did not find."
     if not all(ready):
-        t = cfg.teacher
-        has_pool = t.use_ckpts and not (t.ckpt_dir or t.ckpt_path)
-        chosen = (_train_for_pool if has_pool else _train_for_itself)(cfg, run, inputs, device)
+        train = _train_for_pool if _has_pool(cfg) else _train_for_itself
+        chosen = train(cfg, run, inputs, device)
         def say(path): return _quietly if path.parent == run.path else run.say
         ready = [[_load(cfg, inputs, o, say(o[0])) for o in group] for group in chosen]
         for o in run.path.glob('.training_state_teacher_*'): o.unlink()      # another process was faster

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['locate_runs', 'list_text', 'compare_runs', 'list_runs']
 
-# %% ../nbs/48_listing.ipynb #36c14043
+# %% ../nbs/48_listing.ipynb #d58e5c34
 import argparse
 import shutil
 import sys
 from pathlib import Path
 
-# %% ../nbs/48_listing.ipynb #6680f643
+# %% ../nbs/48_listing.ipynb #88738405
 def locate_runs(
     where:str|None=None, # a folder, or the name of an experiment; None: all of `data_dir`
     data_dir:str|Path='data/experiments', # where experiments are
@@ -26,23 +26,26 @@ def locate_runs(
     raise ValueError(f"{where or data_dir}: expected a folder with runs below it, "
                      f"or an experiment below {data_dir}{hint}")
 
-# %% ../nbs/48_listing.ipynb #aca077dd
+# %% ../nbs/48_listing.ipynb #9f3966a5
+_LISTED = dict(agreement='agreement', kl='KL', student_accuracy='accuracy', teacher_accuracy='teacher')
+
 def list_text(
     df, # of `find_runs`
     root:Path, # the folder that they were found in
-    width:int=105, # columns of the text
 )->str:
-    "State, varied settings, trial and results of each run, and its folder."
-    from gnosis_nb.tables import RESULT_NAMES, runs_table
-    table = runs_table(df).drop(columns='started')
-    if 'trial_id' in table: table = table.drop(columns='seed', errors='ignore')
-    names = {c: RESULT_NAMES.get(c, c.split('.')[-1]) for c in table}
-    folders = df.path[table.index].map(lambda o: Path(o).relative_to(root).as_posix())
-    table = table.rename(columns=names).assign(folder=folders)
-    text = table.to_string(float_format='{:.3f}'.format, na_rep='', line_width=width)
+    "A line for each run: number, state, varied settings, trial, results of the networks, folder."
+    from gnosis_nb.tables import main_results, runs_table
+    table, results = runs_table(df), main_results(df)
+    left_out = {'started', *(results if set(results) & {*_LISTED} else ())} - {*_LISTED}
+    if 'trial_id' in table: left_out.add('seed')
+    names = dict(_LISTED, trial_id='trial')
+    table = table.drop(columns=[c for c in table if c in left_out])
+    table = table.rename(columns=lambda c: names.get(c, c.split('.')[-1]))
+    table['folder'] = df.path[table.index].map(lambda o: Path(o).relative_to(root).as_posix())
+    text = table.to_string(float_format='{:.3f}'.format, na_rep='')
     return f"{len(df)} runs below {root}, {(df.state == 'done').sum()} of them done\n{text}"
 
-# %% ../nbs/48_listing.ipynb #9d76a53d
+# %% ../nbs/48_listing.ipynb #92292bd1
 def compare_runs(
     df, # of `find_runs`
     i:int, # number of a run in the list
@@ -60,7 +63,7 @@ def compare_runs(
     parts += [f"teachers of run {o}: {teachers[o]}" for o in (i, j)]
     return '\n'.join([*parts, *shared_teachers(df.loc[[i, j]])])
 
-# %% ../nbs/48_listing.ipynb #08c56398
+# %% ../nbs/48_listing.ipynb #7f1dbc90
 _FORMATS = ('text', 'csv', 'markdown')
 
 def _parser():
@@ -94,7 +97,7 @@ def _answer(a, df, root, width):
         return (table.to_csv() if a.format == 'csv' else describe_runs(df, by, width)), table
     table = df.set_index(df.index.rename('run'))
     if a.format == 'markdown': return as_markdown(runs_table(table)), table
-    return (table.to_csv() if a.format == 'csv' else list_text(df, root, width)), table
+    return (table.to_csv() if a.format == 'csv' else list_text(df, root)), table
 
 def list_runs(
     args:list|None=None, # of the command line; None: those of this process

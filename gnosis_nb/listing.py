@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['locate_runs', 'list_text', 'compare_runs', 'list_runs']
 
-# %% ../nbs/48_listing.ipynb #d58e5c34
+# %% ../nbs/48_listing.ipynb #eebe770b
 import argparse
 import shutil
 import sys
 from pathlib import Path
 
-# %% ../nbs/48_listing.ipynb #88738405
+# %% ../nbs/48_listing.ipynb #f91a3d11
 def locate_runs(
     where:str|None=None, # a folder, or the name of an experiment; None: all of `data_dir`
     data_dir:str|Path='data/experiments', # where experiments are
@@ -26,7 +26,7 @@ def locate_runs(
     raise ValueError(f"{where or data_dir}: expected a folder with runs below it, "
                      f"or an experiment below {data_dir}{hint}")
 
-# %% ../nbs/48_listing.ipynb #9f3966a5
+# %% ../nbs/48_listing.ipynb #390b3a44
 _LISTED = dict(agreement='agreement', kl='KL', student_accuracy='accuracy', teacher_accuracy='teacher')
 
 def list_text(
@@ -36,16 +36,17 @@ def list_text(
     "A line for each run: number, state, varied settings, trial, results of the networks, folder."
     from gnosis_nb.tables import main_results, runs_table
     table, results = runs_table(df), main_results(df)
-    left_out = {'started', *(results if set(results) & {*_LISTED} else ())} - {*_LISTED}
-    if 'trial_id' in table: left_out.add('seed')
+    shown = [c for c in results if c in _LISTED] or results
+    hidden = {'started', *results} - {*shown}
+    if 'trial_id' in table: hidden.add('seed')
     names = dict(_LISTED, trial_id='trial')
-    table = table.drop(columns=[c for c in table if c in left_out])
+    table = table.drop(columns=[c for c in table if c in hidden])
     table = table.rename(columns=lambda c: names.get(c, c.split('.')[-1]))
     table['folder'] = df.path[table.index].map(lambda o: Path(o).relative_to(root).as_posix())
     text = table.to_string(float_format='{:.3f}'.format, na_rep='')
     return f"{len(df)} runs below {root}, {(df.state == 'done').sum()} of them done\n{text}"
 
-# %% ../nbs/48_listing.ipynb #92292bd1
+# %% ../nbs/48_listing.ipynb #681d7b2d
 def compare_runs(
     df, # of `find_runs`
     i:int, # number of a run in the list
@@ -63,7 +64,7 @@ def compare_runs(
     parts += [f"teachers of run {o}: {teachers[o]}" for o in (i, j)]
     return '\n'.join([*parts, *shared_teachers(df.loc[[i, j]])])
 
-# %% ../nbs/48_listing.ipynb #7f1dbc90
+# %% ../nbs/48_listing.ipynb #aa0b53bf
 _FORMATS = ('text', 'csv', 'markdown')
 
 def _parser():

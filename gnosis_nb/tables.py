@@ -159,22 +159,29 @@ def _count_teachers(runs):
     if 'teachers' not in runs or runs.teachers.isna().any(): return None
     return len({o for text in runs.teachers for o in text.split()})
 
+def _rows(df, by):
+    "The settings that a table has rows for, and for each row their values and its runs."
+    given = _varying_settings(df) if by is None else [by] if isinstance(by, str) else by
+    names = [_find_setting(df, o) for o in given]
+    df = _once(df, names)
+    def comparable(c): return c if pd.api.types.is_numeric_dtype(c) else c.map(str)
+    keys = [comparable(df[o]) for o in names] or [pd.Series('all', df.index)]
+    return names or ['setting'], dict(list(df.groupby(keys, dropna=False)))
+
 def tabulate_runs(
     df:pd.DataFrame, # of `find_runs`
     by:str|list|None=None, # settings that have rows of their own; None: those that tell the runs apart
 )->pd.DataFrame: # indexed by the settings: runs, not_done, teachers; each result, its _std, _low, _high
     "Each main result over the trials of each setting. Raises `ValueError` for an unknown setting."
-    given = _varying_settings(df) if by is None else [by] if isinstance(by, str) else by
-    names, results = [_find_setting(df, o) for o in given], main_results(df)
-    df, rows = _once(df, names), {}
-    def comparable(c): return c if pd.api.types.is_numeric_dtype(c) else c.map(str)
-    keys = [comparable(df[o]) for o in names] or [pd.Series('all', df.index, name='setting')]
-    for key, runs in df.groupby(keys, dropna=False):
+    names, groups = _rows(df, by)
+    rows = []
+    for runs in groups.values():
         done = runs[runs.state == 'done']
         row = dict(runs=len(done), not_done=len(runs) - len(done), teachers=_count_teachers(done))
-        rows[key] = row | {k: v for name in results for k, v in _over_trials(name, done[name]).items()}
-    index = pd.MultiIndex.from_tuples(rows, names=[o.name for o in keys])
-    table = pd.DataFrame(rows.values(), index if len(keys) > 1 else index.get_level_values(0))
+        for name in main_results(df): row.update(_over_trials(name, done[name]))
+        rows.append(row)
+    index = pd.MultiIndex.from_tuples(groups, names=names)
+    table = pd.DataFrame(rows, index if len(names) > 1 else index.get_level_values(0))
     return table.astype(dict(teachers='Int64'))
 
 # %% ../nbs/47_tables.ipynb #dee88f27
@@ -249,6 +256,12 @@ def _missing(df):
     why = ', '.join(f'{n} {state}' for state, n in states.items())
     return f"not done, and not counted: {states.sum()} of {len(df)} runs ({why})"
 
+def _pooled(df, by):
+    "In which settings runs of one row differ, in words; '' if in none."
+    groups = _rows(df, by)[1].values()
+    names = {name for runs in groups for name in _varying_settings(runs[runs.state == 'done'])}
+    return f"runs of one row differ in {', '.join(sorted(names))}" if names else ''
+
 def describe_runs(
     df:pd.DataFrame, # of `find_runs`
     by:str|list|None=None, # as of `tabulate_runs`
@@ -258,4 +271,5 @@ def describe_runs(
     table = tabulate_runs(df, by)
     text = format_table(table).to_string(line_width=width)
     several = "mean ± half of the mean's 95 % interval over trials" if (table.runs > 1).any() else ''
-    return '\n'.join([text, *filter(None, [several, _missing(df), *shared_teachers(df)])])
+    notes = [several, _pooled(df, by), _missing(df), *shared_teachers(df)]
+    return '\n'.join([text, *filter(None, notes)])

@@ -78,6 +78,8 @@ def test_rows_are_of_the_settings_asked_for():
     assert tabulate_runs(df, POLICY).runs.tolist() == tabulate_runs(df, 'policy').runs.tolist() == [4, 4]
     table = tabulate_runs(df, ['policy', 'classifier.depth'])
     assert table.index.tolist() == [('a', 8), ('a', 14), ('bc', 8), ('bc', 14)]
+    assert 'runs of one row differ in classifier.depth' in describe_runs(df, 'policy')
+    assert 'differ in' not in describe_runs(df)
     with pytest.raises(ValueError, match="by='depth': expected one of .*: classifier.depth, teacher.depth"):
         tabulate_runs(df, 'depth')
     with pytest.raises(ValueError, match="by='agreement': expected a setting"): tabulate_runs(df, 'agreement')

@@ -212,7 +212,7 @@ def _note_failure(error, settings):
         text = f'{type(error).__name__}: {text}'
     _write_note('failures', f"error in job {job.num} ({job.override_dirname}): {text}")
 
-# %% ../nbs/59_cli.ipynb #3aaaaa59
+# %% ../nbs/59_cli.ipynb #47b5461b
 class _Labelled(io.TextIOBase):
     "A text stream that begins each line with a label and passes on whole lines."
     def __init__(self, stream, label): self.stream, self.label, self.rest = stream, label, ''

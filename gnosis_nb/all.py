@@ -31,6 +31,7 @@ from .checkpoint import *
 from .stores import *
 from .runs import *
 from .curves import *
+from .tables import *
 from .settings import ConfigError, ImageClassification, ImageGeneration, TextClassification, as_dict, network_options
 from .inputs import load_inputs
 from .experiment import image_classification, text_classification

@@ -7,8 +7,8 @@ __all__ = ['COMMANDS', 'compose', 'compose_sweep', 'help_page', 'Sweep', 'run_co
            'text_classification', 'image_generation']
 
 # %% ../nbs/59_cli.ipynb #bca81bc5
-import os, re, signal, sys, threading, traceback
-from contextlib import contextmanager
+import io, os, re, signal, sys, threading, traceback
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.resources import files
 from pathlib import Path
 
@@ -160,27 +160,85 @@ def help_page(
     return '\n'.join([*head, *_page(values, _comments(command, choices))])
 
 # %% ../nbs/59_cli.ipynb #eebb59a1
+def _swept(hydra):
+    "Names of the settings and groups in which the jobs of a multirun differ."
+    given = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    fixed = {o.key_or_group for o in given if not o.is_sweep_override()}
+    preset = OmegaConf.select(hydra, 'sweeper.params') or {}
+    return [o for o in dict.fromkeys([*preset, *(o.key_or_group for o in given)]) if o not in fixed]
+
+def _notes(kind):
+    "The notes that jobs have left, in the order of the jobs."
+    files = (Sweep.folder/kind).glob('*.txt') if Sweep.folder else []
+    return [o.read_text(encoding='utf-8') for o in sorted(files, key=lambda o: int(o.stem))]
+
 class Sweep(Callback):
-    "Tells the process that begins a multirun where its folder is."
-    folder = None
+    """Tells the process that begins a multirun where its folder is, and each job what varies.
+
+    Launchers send the callback itself to the processes of their jobs."""
+    folder, swept = None, ()
+
     def on_multirun_start(self, config, **kwargs):
         Sweep.folder = Path(config.hydra.sweep.dir)
-        for o in (Sweep.folder/'failures').glob('*.txt'): o.unlink()         # of an earlier sweep
+        self.names = _swept(config.hydra)
+        for kind in ('failures', 'runs'):
+            for o in (Sweep.folder/kind).glob('*.txt'): o.unlink()           # of an earlier sweep
 
-def _note(error, settings):
+    def on_job_start(self, config, **kwargs): Sweep.swept = getattr(self, 'names', ())
+
+    def on_multirun_end(self, config, **kwargs): _print_table()
+
+def _print_table():
+    "Print the table of the sweep's runs and keep it, if there are several."
+    runs = list(dict.fromkeys(_notes('runs')))
+    if len(runs) < 2: return
+    from gnosis_nb.checkpoint import write_atomic
+    from gnosis_nb.runs import find_runs
+    from gnosis_nb.tables import describe_runs, tabulate_runs
+    df, path = find_runs(runs), Sweep.folder/'table.csv'
+    write_atomic(path, tabulate_runs(df).to_csv)
+    print(f"\n{len(runs)} runs of this sweep, in {path}:\n{describe_runs(df)}", flush=True)
+
+def _write_note(kind, text):
     "Leave a note on the job that this process has run, in the folder of its sweep."
+    from gnosis_nb.checkpoint import write_atomic
+    path = Path(HydraConfig.get().sweep.dir)/kind/f'{HydraConfig.get().job.num}.txt'
+    write_atomic(path, lambda tmp: tmp.write_text(text, encoding='utf-8'))
+
+def _note_failure(error, settings):
     job, text = HydraConfig.get().job, _one_line(error, settings)
     if not _is_users(error):
         traceback.print_exception(error)
         text = f'{type(error).__name__}: {text}'
-    from gnosis_nb.checkpoint import write_atomic
-    path = Path(HydraConfig.get().sweep.dir)/'failures'/f'{job.num}.txt'
-    line = f"error in job {job.num} ({job.override_dirname}): {text}"
-    write_atomic(path, lambda tmp: tmp.write_text(line, encoding='utf-8'))
+    _write_note('failures', f"error in job {job.num} ({job.override_dirname}): {text}")
 
-def _notes():
-    notes = (Sweep.folder/'failures').glob('*.txt') if Sweep.folder else []
-    return [o.read_text(encoding='utf-8') for o in sorted(notes, key=lambda o: int(o.stem))]
+# %% ../nbs/59_cli.ipynb #47b5461b
+class _Labelled(io.TextIOBase):
+    "A text stream that begins each line with a label and passes on whole lines."
+    def __init__(self, stream, label): self.stream, self.label, self.rest = stream, label, ''
+
+    def write(self, text):
+        *lines, self.rest = (self.rest + text).split('\n')
+        self.stream.write(''.join(f'{self.label}{o}\n' for o in lines))
+        self.stream.flush()
+        return len(text)
+
+    def fileno(self): return self.stream.fileno()
+
+@contextmanager
+def _labelled(label):
+    "In the block, lines on standard output and standard error begin with the label."
+    streams = [_Labelled(o, label) for o in (sys.stdout, sys.stderr)]
+    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        try: yield
+        finally:
+            for o in streams: o.write('\n' if o.rest else '')
+
+def _job_label(job, swept):
+    "The job's number and its values of what is swept, by the last parts of the names."
+    given = (o.lstrip('+').partition('=') for o in job.overrides.task)
+    values = [f"{name.split('.')[-1]}={value}" for name, _, value in given if name in swept]
+    return f"[{' '.join(filter(None, [str(job.job.num), ','.join(values)]))}] "
 
 # %% ../nbs/59_cli.ipynb #f05be6b9
 def run_command(
@@ -208,12 +266,19 @@ def _interrupted(error):
 
 def _job(command, failed):
     "The function that Hydra runs, once or for each job of a multirun."
+    def single(cfg):
+        try: run_command(command, _typed(cfg, command))
+        except Exception as e: failed.append(e)
+
+    def one_of_many(cfg):
+        with _labelled(_job_label(HydraConfig.get(), Sweep.swept)):
+            try: _write_note('runs', str(run_command(command, _typed(cfg, command)).path.absolute()))
+            except Exception as e: _note_failure(e, COMMANDS[command])
+
     def job(cfg):
         _heed_termination()                                                  # in a launcher's process, too
-        try: run_command(command, _typed(cfg, command))
-        except Exception as e:
-            if HydraConfig.get().mode != RunMode.MULTIRUN: failed.append(e)
-            else: _note(e, COMMANDS[command])
+        if HydraConfig.get().mode == RunMode.MULTIRUN: one_of_many(cfg)
+        else: single(cfg)
     return job
 
 def _main(command):
@@ -232,7 +297,7 @@ def _main(command):
     except Exception as e:
         if not _is_users(e): raise
         sys.exit(f"error: {_one_line(e, COMMANDS[command])}")
-    if notes := _notes(): sys.exit('\n'.join(notes))
+    if failures := _notes('failures'): sys.exit('\n'.join(failures))
 
 def image_classification():
     "`gnosis-image-classification`: train teachers, distil a student, measure its fidelity."

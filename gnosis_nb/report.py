@@ -14,7 +14,7 @@ import pandas as pd
 
 from .curves import plot_curves
 from .predictions import Predictions
-from .runs import Run
+from .runs import Run, teacher_digests
 from .settings import ConfigError
 
 # %% ../nbs/56_report.ipynb #60ebedd1
@@ -81,6 +81,7 @@ def write_report(
     plt.close(fig)
     run.summarize(**summarize(report))
     run.say(format_report(report))
+    if digests := teacher_digests(run.state): run.say(f"teachers: {'; independent: '.join(digests)}")
 
 def read_report(
     run:Run, # that is done

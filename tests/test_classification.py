@@ -360,7 +360,9 @@ def test_two_trials_from_an_empty_folder(tmp_path, command, unit):
     runs = find_runs(tmp_path/'data'/'experiments')
     assert runs.state.tolist() == ['done']*2 and runs['trial_id'].tolist() == [0, 1]
     assert all(len(pd.read_csv(Path(o)/'student_train_metrics.csv')) == 1 for o in runs.path)
-    assert f'{unit}/s' in p.stderr and p.stdout.count('agreement') == 2
+    said, _, table = p.stdout.partition('\n\n')
+    assert f'{unit}/s' in p.stderr and said.count('agreement') == 2 and '0.' in table
+    assert all(o.startswith(('[0 trial_id=0] ', '[1 trial_id=1] ')) for o in (said + p.stderr).splitlines())
     assert {o.name for o in tmp_path.iterdir()} == {'data'}
 
 @both

@@ -3,6 +3,7 @@ import importlib.util
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from experiments import SHORT, SMALL, TEACHERS, script
@@ -27,15 +28,20 @@ def sweep(folder, *overrides):
 def test_a_failed_job_stops_no_other(tmp_path, launcher):
     if launcher != 'basic' and not importlib.util.find_spec(f'hydra_plugins.hydra_{launcher}_launcher'):
         pytest.skip(f"needs the extra: pip install 'gnosis_nb[{launcher}]'")
-    axes = ['teacher.use_ckpts=false', 'trainer.optimizer.lr=0.05,1e30', 'loss.alpha=0,2']
-    status, errors, _ = sweep(tmp_path, *axes, *LAUNCHERS[launcher])
-    wrong = 'loss.alpha=2: expected a number in [0, 1]'
-    causes = [[o for o in (wrong, 'training diverged') if o in line] for line in errors]
-    assert status == 1 and causes == [[wrong], ['training diverged'], [wrong]]
-    assert [o.split()[3] for o in errors] == ['1', '2', '3'] and 'trainer.optimizer.lr=1e' in errors[1]
+    axes = ['teacher.use_ckpts=false', 'trainer.optimizer.lr=0.05,-1,0.06,1e30']
+    status, errors, said = sweep(tmp_path, *axes, *LAUNCHERS[launcher])
+    causes = ['trainer.optimizer.lr=-1: expected a number > 0', 'training diverged']
+    assert status == 1 and [cause in line for cause, line in zip(causes, errors)] == [True, True]
+    assert [o.split()[3] for o in errors] == ['1', '3'] and 'trainer.optimizer.lr=1e' in errors[1]
     runs = find_runs(tmp_path)
-    assert sorted(runs.state) == ['done', 'failed']
+    assert sorted(runs.state) == ['done', 'done', 'failed']
     assert 'training diverged' in runs.set_index('state').error['failed']
+    table, = tmp_path.rglob('table.csv')
+    assert pd.read_csv(table)['trainer.optimizer.lr'].tolist() == [.05, .06]
+    assert f'2 runs of this sweep, in {table}:' in said
+    if launcher in ('basic', 'joblib'):                      # the others have their jobs' output elsewhere
+        labels = {o[:o.index('] ') + 1] for o in said[:said.index('\n\n')].splitlines()}
+        assert labels == {'[0 lr=0.05]', '[2 lr=0.06]', '[3 lr=1e+30]'}
 
 STUMBLE = """
 import gnosis_nb.experiment as experiment
@@ -55,9 +61,11 @@ def test_an_unforeseen_failure_stops_no_other_either(tmp_path):
     assert sorted(find_runs(tmp_path).state) == ['done', 'failed']
     status, errors, said = sweep(tmp_path, 'seed=0,1')  # the same sweep does what is left
     assert (status, errors) == (0, []) and said.count('already done') == 1
+    assert '2 runs of this sweep' in said                    # also the one that was done before
     assert find_runs(tmp_path).state.tolist() == ['done', 'done']
 
 def test_notes_of_an_earlier_sweep_are_forgotten(tmp_path):
     here = f'hydra.sweep.dir={tmp_path}/sweep'
     assert sweep(tmp_path, 'loss.alpha=2', here)[0] == 1
-    assert sweep(tmp_path, 'loss.alpha=0', here)[:2] == (0, [])
+    status, errors, said = sweep(tmp_path, 'loss.alpha=0', here)
+    assert (status, errors) == (0, []) and 'of this sweep' not in said       # a single run has no table

@@ -3,8 +3,9 @@ from gnosis_nb.explore.live import LiveRun, LiveRuns, live_run, run_folder, run_
 from gnosis_nb.explore.panel import Panel, Sheet, as_html, can_show, point_on, show
 from gnosis_nb.explore.policies import augmentation_viewer
 from gnosis_nb.explore.predictions import Disagreements, disagreements, find_disagreements, temperature_lab
-from gnosis_nb.explore.runs import diff_configs, filter_runs, label_runs, run_browser, runs_table
+from gnosis_nb.explore.runs import run_browser
 from gnosis_nb.explore.weights import landscape_viewer, read_surface
+from gnosis_nb.tables import diff_configs, filter_runs, label_runs, runs_table
 
 __all__ = ['as_html', 'augmentation_viewer', 'can_show', 'diff_configs', 'disagreements', 'Disagreements',
            'filter_runs', 'find_disagreements', 'label_runs', 'landscape_viewer', 'live_run', 'LiveRun',

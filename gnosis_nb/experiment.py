@@ -26,6 +26,7 @@ from .learner import student_learner
 from .losses_beyond import ALL_LOSSES
 from .metrics import fidelity_report
 from .mirror import Mirror, send_unsent
+from .progress import ProgressLine
 from .report import format_report, read_report, write_report, write_statistics
 from .reproducible import derive_seed, pick_device, set_seed
 from .runs import Run, claim_run, random_name
@@ -181,16 +182,17 @@ def _begin(cfg, inputs, run):
 
 def _describe(cfg, inputs, run, device):
     seen = inputs.student_parts if cfg.trainer.distill_teacher else []
-    n_teacher, n_student = len(inputs.teacher_part), sum(len(inputs.parts[i]) for i in seen)
-    student = f", {n_student} for the student" if n_student not in (0, n_teacher) else ''
-    return (f"run: {run.path} on {device}: {n_teacher} training {inputs.unit}{student}, "
-            f"{len(inputs.sets.test)} for evaluation, {inputs.sets.train.num_classes} classes")
+    part, n_student = inputs.teacher_part, sum(len(inputs.parts[i]) for i in seen)
+    student = f", {n_student:,} for the student" if n_student not in (0, len(part)) else ''
+    return (f"run: {run.path} on {device}: {part.describe(f'training {inputs.unit}')}{student}, "
+            f"{inputs.sets.test.describe('for evaluation')}, {inputs.sets.train.num_classes} classes")
 
 def _work(cfg, inputs, run, ready, device):
     run.say(_describe(cfg, inputs, run, device))
     if hasattr(inputs.sets, 'words'): run.write_text('words.txt', '\n'.join(inputs.sets.words))
     teachers = complete_teachers(cfg, run, ready, inputs, device)
     dl = inputs.evaluation(device)
+    dl.report('evaluation', ProgressLine(run.say))
     if not cfg.trainer.distill_teacher:
         report = fidelity_report(teachers[0], teachers[0], dl)
         return write_report(run, report.drop('student'), inputs.unit)

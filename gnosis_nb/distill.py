@@ -7,7 +7,6 @@ __all__ = ['Distillation', 'CosineEpochs', 'AnnealLoss', 'FreezeBatchNorm', 'Fid
 
 # %% ../nbs/33_distill.ipynb #e6784531
 import math
-import sys
 import time
 from collections.abc import Callable
 
@@ -18,9 +17,11 @@ from fastai.callback.mixup import MixHandler
 from fastcore.basics import patch
 
 from .cka import has_stages, stage_cka, stage_features
+from .data.loaders import BatchLoader
 from .engine import divergence
 from .losses import ForwardCrossEntropy, StudentLoss
 from .metrics import FidelityMeter
+from .progress import ProgressLine
 
 # %% ../nbs/33_distill.ipynb #27e55cf5
 class Distillation(Callback):
@@ -152,7 +153,6 @@ class FidelityTable(Callback):
     "One row of metrics an epoch in `.rows`; evaluates every `eval_period` epochs and after the last."
     order = 96  # after `Distillation` has asked the teacher
     patience = 5.  # seconds from one look at the loss to the next
-    shown = dict(train_loss='loss', test_acc='accuracy', test_ts_agree='agreement')  # by `PrintProgress`
     def __init__(
         self,
         eval_period:int=1, # epochs from one evaluation to the next
@@ -165,6 +165,9 @@ class FidelityTable(Callback):
     def before_fit(self):
         self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))
         self.teacher_features, self.row = {}, {}
+        distils = getattr(self.learn, 'teacher', None) is not None
+        goal = dict(train_ts_kl='train KL') if distils else dict(train_loss='loss')
+        self.shown = dict(goal, test_acc='accuracy', test_ts_agree='agreement')  # by `PrintProgress`
 
     def before_epoch(self): self.row = {}
 
@@ -272,14 +275,13 @@ class PrintProgress(Callback):
         unit:str='images', # what is counted
         say:Callable|None=None, # called with each line, in place of `out`
     ):
-        self.title, self.unit = title, unit
-        self.table, self.log_period, self.say = table, log_period, say
-        self.out = out or sys.stderr
-        self.tty = say is None and self.out.isatty()
+        self.title, self.unit, self.table = title, unit, table
+        self.line = ProgressLine(say, out, log_period)
 
     def before_fit(self):
         self.start, self.first = time.time(), None
         self.seen, self.last, self.busy = 0, 0., 0.
+        self._report_evaluation(f'{self.title} evaluation'.lstrip())
 
     def before_train(self):
         self.began = time.time()
@@ -290,20 +292,26 @@ class PrintProgress(Callback):
     def after_batch(self):
         if not self.training: return
         self.seen += len(self.yb[0])
-        if not self.tty or time.time() - self.last <= .5: return
-        self._write(self.epoch + (self.iter + 1) / self.n_iter)
+        if self.line.in_place and self._due(): self._write(self.epoch + (self.iter + 1) / self.n_iter)
 
     def after_epoch(self):
-        if not self.seen or self.tty: return
+        if not self.seen or self.line.in_place: return
         done = self.epoch + 1
-        if time.time() - self.last > self.log_period or done == self.n_epoch: self._write(done)
+        if self._due() or done == self.n_epoch: self._write(done)
 
     def after_fit(self):
-        if not (self.seen and self.tty): return
+        self._report_evaluation(None)
+        if not (self.seen and self.line.in_place): return
         self._write(self.n_epoch)
-        self.out.write('\n')
+        self.line.close()
 
-    def _line(self, done):
+    def _report_evaluation(self, label):
+        for dl in self.dls.loaders[1:]:
+            if isinstance(dl, BatchLoader): dl.report(label, self.line)
+
+    def _due(self): return time.time() - self.last > self.line.period  # whatever an evaluation has written
+
+    def _text(self, done):
         spent = time.time() - self.start
         busy = self.busy + (time.time() - self.began if self.training else 0)  # without evaluation
         left = spent / max(done - self.first, 1e-9) * (self.n_epoch - done)
@@ -318,9 +326,4 @@ class PrintProgress(Callback):
 
     def _write(self, done):
         self.last = time.time()
-        line = self._line(done)
-        if self.say:
-            self.say(line)
-            return
-        self.out.write(f'\r\033[K{line}' if self.tty else line + '\n')
-        self.out.flush()
+        self.line.write(self._text(done))

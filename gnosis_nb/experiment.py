@@ -27,6 +27,7 @@ from .learner import student_learner
 from .losses_beyond import ALL_LOSSES
 from .mirror import Mirror, send_unsent
 from .predictions import collect_predictions, save_predictions
+from .progress import ProgressLine
 from .report import format_report, read_report, write_report, write_statistics
 from .reproducible import derive_seed, pick_device, set_seed
 from .runs import Run, claim_run, random_name
@@ -182,14 +183,15 @@ def _begin(cfg, inputs, run):
 
 def _describe(cfg, inputs, run, device):
     seen = inputs.student_parts if cfg.trainer.distill_teacher else []
-    n_teacher, n_student = len(inputs.teacher_part), sum(len(inputs.parts[i]) for i in seen)
-    student = f", {n_student} for the student" if n_student not in (0, n_teacher) else ''
-    return (f"run: {run.path} on {device}: {n_teacher} training {inputs.unit}{student}, "
-            f"{len(inputs.sets.test)} for evaluation, {inputs.sets.train.num_classes} classes")
+    part, n_student = inputs.teacher_part, sum(len(inputs.parts[i]) for i in seen)
+    student = f", {n_student:,} for the student" if n_student not in (0, len(part)) else ''
+    return (f"run: {run.path} on {device}: {part.describe(f'training {inputs.unit}')}{student}, "
+            f"{inputs.sets.test.describe('for evaluation')}, {inputs.sets.train.num_classes} classes")
 
 def _report(cfg, inputs, run, device, teacher, student=None, independent=None):
     "Ask each network about the evaluation data once, and write everything that follows from its answers."
     dl = inputs.evaluation(device)
+    dl.report('evaluation', ProgressLine(run.say))
     found = collect_predictions(dl, teacher, student, independent)
     write_report(run, found.report(dl.bs), inputs.unit)
     if cfg.keep_predictions:

@@ -26,7 +26,7 @@ from .experiment import Stages, conduct
 from .fitting import build_network, fit, network_spec
 from .gan import GANTable, SampleGrid, gan_dls, gan_learner
 from .generators import gan_networks, generator_facts
-from .inputs import dataset_statistics, evaluation_rows, image_augmentation, load_sets
+from .inputs import check_part, dataset_statistics, evaluation_rows, image_augmentation, load_sets
 from .learner import optimizer, teacher_learner
 from .models import build_classifier
 from .quality import JUDGES, SampleQuality, classifier_judge
@@ -65,12 +65,11 @@ def _load_real(
 )->_RealImages:
     "The images of `dataset.subsample.split`. Raises `ConfigError` for a part without images."
     source, sub, size = load_sets(load_vision, cfg.dataset), cfg.dataset.subsample, cfg.density_model.size
-    part = split_dataset(len(source.train), sub.ratio, sub.seed)[sub.split]
-    if len(part) < 2:
-        raise ConfigError(f"dataset.subsample.split={sub.split}: has {len(part)} images with "
-                          f"dataset.subsample.ratio={sub.ratio}")
+    half = split_dataset(len(source.train), sub.ratio, sub.seed)[sub.split]
+    part = source.train.subset(half).cut_by('subsample.ratio', len(source.train))
+    check_part(f'dataset.subsample.split={sub.split}', part)
     shape = (source.train.shape[0], size, size)
-    train, test = fit_images(source.train.subset(part), shape), fit_images(source.test, shape)
+    train, test = fit_images(part, shape), fit_images(source.test, shape)
     return _RealImages(source, ImageSets(train, test, dataset_statistics(cfg, source)))
 
 # %% ../nbs/58_generation.ipynb #970c9a4a
@@ -212,7 +211,8 @@ def _format_scores(run): return ', '.join(f'{k} {v:.4g}' for k, v in run.tables[
 
 def _work(cfg, real, run, start, device):
     t, train = cfg.trainer, real.sets.train
-    run.say(f"run: {run.path} on {device}: {len(train)} training images of {'x'.join(map(str, train.shape))}")
+    images = train.describe(f"training images of {'x'.join(map(str, train.shape))}")
+    run.say(f"run: {run.path} on {device}: {images}")
     judge = _pick_judge(cfg, run, real, device)
     learn, table = _prepare_gan(cfg, run, real, device, judge)
     facts, model = generator_facts(cfg, real.source), cfg.density_model

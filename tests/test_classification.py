@@ -379,7 +379,7 @@ def test_settings_are_refused_before_anything_is_begun(tmp_path, command):
     (IMAGES, ['augmentation.normalization=zscore', 'dataset.statistics.mean=[.5,.5,.5]'],
      'dataset.statistics.mean='),
     (IMAGES, ['dataset.subsample.ratio=0.0001'],
-     r'dataset.subsample.split=\[0\]: has no images with dataset.subsample.ratio='),
+     'dataset.subsample.split=0: expected more than 10 images for 10 classes, found 0 of 1,347 images '),
     (IMAGES, ['distill_loader.drop_last=true', 'dataloader.batch_size=2000'],
      'distill_loader.drop_last=True: '),
     (IMAGES, [TEACHERS, 'dataloader.drop_last=true', 'dataloader.batch_size=2001'],
@@ -391,7 +391,7 @@ def test_settings_are_refused_before_anything_is_begun(tmp_path, command):
     (TEXTS, ['classifier=preresnet'], 'classifier'),
     (TEXTS, ['distill_loader.temp=[1,2]'], r'distill_loader.temp=\[1.0, 2.0\]: '),
     (TEXTS, ['dataset.subsample.ratio=0.001'],
-     r'dataset.subsample.split=\[0\]: has no texts with dataset.subsample.ratio='),
+     'dataset.subsample.split=0: expected more than 2 texts for 2 classes, found 0 of 300 texts '),
     (TEXTS, ['distill_loader.drop_last=true', 'dataloader.batch_size=2000'],
      'distill_loader.drop_last=True: '),
     (TEXTS, ['teacher.ckpt_dir=nowhere'], 'teacher.ckpt_dir=nowhere: there is no ')])

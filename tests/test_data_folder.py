@@ -9,7 +9,7 @@ from PIL import Image
 
 import gnosis_nb.data.folder as folders
 from fakes import write_image_folder
-from gnosis_nb.data.folder import DataNotFound, image_folder, sample_statistics, with_progress
+from gnosis_nb.data.folder import DataNotFound, image_folder, sample_statistics
 from gnosis_nb.data.images import ImageData, ImageFiles
 from gnosis_nb.data.split import hold_out
 from gnosis_nb.data.zoo import STATISTICS
@@ -101,14 +101,6 @@ def test_incomplete_folders(tmp_path):
     with pytest.raises(DataNotFound, match='looked for train and test'): image_folder(tmp_path)
     for s in ('train', 'val'): (tmp_path/s).mkdir()
     with pytest.raises(DataNotFound, match='train holds no images'): image_folder(tmp_path)
-
-
-def test_progress_is_reported_at_most_once_a_second(monkeypatch, capsys):
-    clock = iter(np.arange(0, 100, .25))
-    monkeypatch.setattr(folders.time, 'monotonic', lambda: next(clock))
-    assert len(list(with_progress([10]*40, 400, 'decoding'))) == 40
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 8 and lines[0] == 'decoding: 50 of 400'
 
 
 # Streamed

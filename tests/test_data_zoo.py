@@ -213,7 +213,9 @@ def cifars(tmp_path, monkeypatch):
 def test_cifar102_follows_the_first_images_of_cifar10(cifars, fraction, n):
     x, y = fake_cifar102(cifars/'cifar102')
     sets, plain = cifar102(cifars/'cifar102', False, fraction), cifar10(cifars/'cifar10', False)
-    assert len(sets.train) == n + 20 and sets.statistics == plain.statistics
+    less = '' if fraction == 1 else ' of 50'
+    assert sets.train.describe().startswith(f'{n + 20}{less} images')
+    assert sets.statistics == plain.statistics
     assert torch.equal(sets.train.images[:n], plain.train.images[:n])
     assert torch.equal(sets.train.targets[:n], plain.train.targets[:n])
     assert np.array_equal(sets.train.images[n:], x.transpose(0, 3, 1, 2))
@@ -288,7 +290,8 @@ def test_emnist_shares_are_nested_and_labels_repeat(tmp_path):
     all_, half, quarter = (emnist(tmp_path, fraction=f).train for f in (1., .5, .25))
     row = {im.numpy().tobytes(): i for i, im in enumerate(all_.images)}
     ids = [[row[im.numpy().tobytes()] for im in part.images] for part in (half, quarter)]
-    assert (len(half), len(quarter)) == (200, 100) and set(ids[1]) < set(ids[0])
+    assert half.describe() == '200 of 400 images (fraction)'
+    assert len(quarter) == 100 and set(ids[1]) < set(ids[0])
     assert ids[0] == sorted(ids[0])
     for part, idx in zip((half, quarter), ids):
         assert torch.equal(part.targets, all_.targets[idx])  # an image keeps its label

@@ -72,7 +72,7 @@ def test_synthetic_rows_with_an_untrained_generator(tmp_path, shown):
 def test_other_sets_beside_the_training_images(pool, tmp_path, shown):
     extra = '[{name:digits,size:16,channels:3,num:200,temp:1.0},{name:digits,size:12,num:50}]'
     _, lines = student(pool, tmp_path, 'dataloader.batch_size=128', f'distill_loader.extra={extra}')
-    assert any('1597 for the student' in o for o in lines)
+    assert any('1,597 for the student' in o for o in lines)
     y, temp, _ = all_rows(shown)
     assert (y >= 0).sum() == 1347 and (y == -100).sum() == 250 and (temp == 1).sum() == 200
     assert all((o['batch'][2] == 1).any() for o in shown)                    # some in each batch

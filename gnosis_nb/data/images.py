@@ -33,6 +33,7 @@ def check_tensor(
 class Examples:
     "What all sets share. A subclass has `targets`, `classes`, `name`, and `take(idx)` for a part of it."
     unit = 'examples'  # what error messages call them
+    cuts = ()          # of `cut_by`
     def check_labels(self, n):
         "Raise `TypeError` or `ValueError` unless there is one valid label for each of `n` examples."
         check_tensor('targets', self.targets, torch.int64, 1, '[n]')
@@ -64,6 +65,7 @@ class ImageData(Images):
     targets:torch.Tensor  # labels, indices into `classes`, or -100 for none, `int64` [n]
     classes:list          # the name of each class
     name:str=''           # what to call the set
+    cuts:tuple=()         # of `cut_by`
 
     def __post_init__(self):
         check_tensor('images', self.images, torch.uint8, 4, '[n, C, H, W]')
@@ -100,6 +102,27 @@ def new_empty(self:Examples):
 def vocab(self:Examples):
     "The classes, under the name that fastai uses."
     return self.classes
+
+# %% ../../nbs/20_data.images.ipynb #5bc351f7
+@patch
+def cut_by(
+    self:Examples,
+    setting:str, # what left this part
+    whole:int,   # of so many examples
+):
+    "This part of a set with a note of what it was cut from; the part itself if nothing is missing."
+    return self if len(self) == whole else replace(self, cuts=(*self.cuts, (setting, whole)))
+
+@patch
+def describe(
+    self:Examples,
+    what:str='', # what they are; default: images, or texts
+)->str: # e.g. '200 of 60,000 training images (num_data)'
+    "How many examples there are, of how many, and the settings that say so."
+    what = what or self.unit
+    if not self.cuts: return f'{len(self):,} {what}'
+    settings = ', '.join(dict.fromkeys(setting for setting, _ in self.cuts))
+    return f'{len(self):,} of {self.cuts[0][1]:,} {what} ({settings})'
 
 # %% ../../nbs/20_data.images.ipynb #cbd051c0
 @patch
@@ -142,6 +165,7 @@ class ImageFiles(Images):
     size:int              # height and width of the images that `read` gives, in pixels
     resize:int=None       # what the shorter side is scaled to before the square is cut, see `read_image`
     name:str=''           # what to call the set
+    cuts:tuple=()         # of `cut_by`
 
     def __post_init__(self):
         self.files = [f if isinstance(f, Path) else Path(f) for f in self.files]

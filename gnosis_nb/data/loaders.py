@@ -20,6 +20,7 @@ from .augment import Augmentation
 from .geometry import RandomResizedCrop, Window
 from .images import Examples, ImageData, ImageFiles, ImageSets, normalizer
 from .split import keep_random_state
+from ..progress import ProgressLine, with_progress
 
 # %% ../../nbs/26_data.loaders.ipynb #cee9a6d3
 class BatchLoader(DataLoader):
@@ -47,6 +48,7 @@ class BatchLoader(DataLoader):
         if n_batches is not None: self.n = n_batches*bs
         self.repeats = n_batches is None  # does an example give the same input every time?
         self.made_of = None               # the rows of the last batch, if so
+        self.label = self.line = None     # of `report`
 
     def new(self, dataset=None, **kwargs):
         "A loader like this one, with some arguments changed."
@@ -65,7 +67,18 @@ class BatchLoader(DataLoader):
         n = len(self.dataset)
         return torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
 
-    def __iter__(self): return self.batches(self._plan())
+    def report(self,
+        label:str|None,               # what the batches are for; None: nothing is said
+        line:ProgressLine|None=None,  # where to say it; default: a line of its own
+    ):
+        "From now on say how far an epoch has come, where one takes seconds (chapter `progress`)."
+        self.label, self.line = label, line
+
+    def __iter__(self):
+        plan = self._plan()
+        batches = self.batches(plan)
+        if not self.label: return batches
+        return with_progress(batches, sum(map(len, plan)), self.label, lambda b: len(b[-1]), self.line)
 
     def _plan(self):
         "Row numbers of each batch of an epoch."

@@ -10,7 +10,7 @@ __all__ = ['IMDB_URL', 'IMDB_MD5', 'IMDB_COUNT', 'TEXT_SOURCES', 'TextData', 'Te
 import hashlib, os, random, zipfile, zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, repeat
 
 import numpy as np
 import pandas as pd
@@ -20,12 +20,13 @@ from fastai.torch_core import default_device
 from fastcore.basics import patch
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
-from .folder import READ_ERRORS, dataset_folder, missing_data, save_cache, with_progress
+from .folder import READ_ERRORS, dataset_folder, missing_data, save_cache
 from .images import Examples, check_tensor
 from .loaders import BatchLoader
 from .split import check_ratio
 from .words import basic_english, encode_texts, pick_backend
 from .zoo import load_source
+from ..progress import with_progress
 
 # %% ../../nbs/29_data.text.ipynb #f4208570
 @dataclass(repr=False, eq=False)
@@ -38,6 +39,7 @@ class TextData(Examples):
     classes:list          # the name of each class
     words:list            # what the numbers mean
     name:str=''           # what to call the set
+    cuts:tuple=()         # of `cut_by`
     unit = 'texts'
 
     def __post_init__(self):
@@ -331,8 +333,8 @@ def _encode_files(folder, splits, home, min_freq, backend):
         total = sum(map(len, splits))
         def read(name): return (folder/name).read_bytes().decode()
         names = [[name for name, *_ in o] for o in splits]
-        progress = with_progress((1 for _ in range(total)), total, f'encoding {folder}')
-        texts = [[read(o) for o, _ in zip(part, progress)] for part in names]
+        steps = with_progress(repeat(1), total, f'reading and encoding {folder}')
+        texts = [(read(name) for name, _ in zip(part, steps)) for part in names]  # one text at a time
         encoded = encode_texts(texts, min_freq, backend)
         _save_encoded(cache, *encoded)
     return encoded, [[int('/pos/' in name) for name, *_ in o] for o in splits]

@@ -8,7 +8,7 @@ __all__ = ['basic_english', 'pick_backend', 'encode_texts']
 # %% ../../nbs/28_data.words.ipynb #bfad249a
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import numpy as np
@@ -92,7 +92,7 @@ def _fill_empty(ids, lengths):
     return np.insert(ids, starts[lengths == 0], 0), np.maximum(lengths, 1)
 
 def encode_texts(
-    corpora:Sequence,   # lists of texts; the first makes the vocabulary
+    corpora:Iterable,   # of texts each, which are read once; the first makes the vocabulary
     min_freq:int=10,    # rarer words become `<unk>`
     backend:str='auto', # of `pick_backend`
 )->tuple: # words; for each corpus its numbers, `int32` [total], and the lengths of its texts, `int32` [n]

@@ -109,7 +109,9 @@ def mnist(
         raise missing_data('MNIST', first, places, datasets.MNIST.mirrors[0], download, e) from e
     train, test = (ImageData(d.data[:, None], d.targets, list('0123456789'), f'mnist/{part}')
                    for d, part in zip(parts, ('train', 'test')))
-    if num_data is not None: train = train.subset(stratified_subset(train.targets, num_data, seed))
+    if num_data is not None:
+        part = train.subset(stratified_subset(train.targets, num_data, seed))
+        train = part.cut_by('num_data', len(train))
     return ImageSets(train, test, STATISTICS['mnist'])
 
 # %% ../../nbs/23_data.zoo.ipynb #5dab076b
@@ -205,8 +207,9 @@ def cifar102(
         if file.exists(): hint = f" ({e})"
         raise missing_data('CIFAR-10.2', file.name, [root], _CIFAR102_URL, download, e, hint) from e
     new = ImageData(*new, sets.train.classes)
-    n = int(round(len(sets.train)*cifar10_fraction, 6))
-    return ImageSets(_join(sets.train.subset(range(n)), new, 'cifar102/train'), sets.test, sets.statistics)
+    n, there = int(round(len(sets.train)*cifar10_fraction, 6)), len(sets.train) + len(new)
+    train = _join(sets.train.subset(range(n)), new, 'cifar102/train').cut_by('cifar10_fraction', there)
+    return ImageSets(train, sets.test, sets.statistics)
 
 # %% ../../nbs/23_data.zoo.ipynb #257f9545
 class _RawEMNIST(datasets.EMNIST):
@@ -237,7 +240,7 @@ def emnist(
         return ImageData(x, labels, list('0123456789'), f'emnist/{part}')
     train, test = (upright(x, part) for x, part in zip(raw, ('train', 'test')))
     statistics, num = image_statistics(train.images), max(1, int(round(len(train)*fraction, 6)))
-    if fraction < 1: train = train.subset(_pick(len(train), num, seed))
+    if fraction < 1: train = train.subset(_pick(len(train), num, seed)).cut_by('fraction', len(train))
     return ImageSets(train, test, statistics)
 
 # %% ../../nbs/23_data.zoo.ipynb #463ddcfa

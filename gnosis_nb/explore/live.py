@@ -68,16 +68,17 @@ def _plot_progress(curves):
         ax.set_title(title, fontsize=10)
     return sheet
 
-_SHOWN = ['epoch', 'train_loss', 'test_acc', 'test_nll', 'test_ece', 'test_ts_agree', 'test_ts_kl',
-          'train_ts_agree', 'gen_loss', 'disc_loss']
+_SHOWN = ['epoch', 'train_loss', 'train_ts_kl', 'test_acc', 'test_nll', 'test_ece', 'test_ts_agree',
+          'test_ts_kl', 'train_ts_agree', 'gen_loss', 'disc_loss']
 
 def _newest(curves):
-    "The newest value of each metric, a row for each network."
+    "The newest value of each metric, a row for each network: of a student the KL in place of the loss."
     if not len(curves): return pd.DataFrame()
     newest = {k: rows.ffill().iloc[-1] for k, rows in curves.groupby('network', sort=False)}
     table = pd.DataFrame(newest).T.dropna(axis=1, how='all')
     shown = [*_SHOWN, *(c for c in table if c.startswith(('fid_', 'is_')))]
     table = table[[c for c in shown if c in table]].infer_objects()
+    if 'train_ts_kl' in table: table.loc[table.train_ts_kl.notna(), 'train_loss'] = float('nan')
     return table.astype({'epoch': int}).rename(columns=metric_name)
 
 # %% ../../nbs/74_explore.live.ipynb #8d3f022d

@@ -9,6 +9,8 @@ __all__ = ['COMMANDS', 'compose', 'compose_sweep', 'help_page', 'Sweep', 'run_co
 # %% ../nbs/59_cli.ipynb #bca81bc5
 import os, re, signal, sys, threading, traceback
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: PLC2701 (Hydra has no public one)
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -69,28 +72,51 @@ def compose(
     with _composing(command): return _typed(hydra.compose(command, list(overrides)), command)
 
 # %% ../nbs/59_cli.ipynb #19a8fd45
+_CONFIG = files('gnosis_nb')/'config'
+
+def _parse(overrides): return OverridesParser.create().parse_overrides(list(overrides))
+
+def _sets_value(override):
+    "Does it set one value, without choosing files and without adding or removing keys?"
+    key = override.key_or_group
+    special = override.package or key.startswith('hydra') or (_CONFIG/key).is_dir()
+    return override.type == OverrideType.CHANGE and not special and not isinstance(override.value(), dict)
+
+def _split(overrides):
+    "Overrides that Hydra has to compose, as on the command line, and those that set a value afterwards."
+    keys = [o.key_or_group for o in overrides]
+    values = [o for o in overrides if keys.count(o.key_or_group) == 1 and _sets_value(o)]
+    return tuple(o.input_line for o in overrides if o not in values), values
+
+@lru_cache(maxsize=64)
+def _base(command, choices):
+    "The settings with these choices of files, and what a preset among them sweeps."
+    cfg = hydra.compose(command, list(choices), return_hydra_config=True)
+    swept = OmegaConf.to_container(cfg.hydra.sweeper.params or OmegaConf.create(), resolve=True)
+    return OmegaConf.masked_copy(cfg, [k for k in cfg if k != 'hydra']), swept
+
 def _axes(command, overrides):
     "Overrides with those that a preset sweeps in front of them."
-    parse = OverridesParser.create().parse_overrides
-    given = parse(list(overrides))
-    fixed = [o.input_line for o in given if not o.is_sweep_override()]
-    preset = hydra.compose(command, fixed, return_hydra_config=True).hydra.sweeper.params
-    swept = OmegaConf.to_container(preset or OmegaConf.create(), resolve=True)
+    given = _parse(overrides)
+    choices, _ = _split([o for o in given if not o.is_sweep_override()])
     names = {o.key_or_group for o in given}
-    return parse([f'{k}={v}' for k, v in swept.items() if k not in names]) + given
+    return _parse([f'{k}={v}' for k, v in _base(command, choices)[1].items() if k not in names]) + given
 
 def compose_sweep(
     overrides:list=(), # as after -m on the command line: ['+experiment=fig03', 'trial_id=0,1']
     command:str='image_classification', # a key of `COMMANDS`
 )->list: # a pair for each job: its overrides, and its settings
     "What a multirun would run, without running it. Raises `ConfigError` where there are no such settings."
+    composed, out = {}, []
     with _composing(command):
-        jobs = BasicSweeper.split_arguments(_axes(command, overrides), None)[0]
-        return [(job, _typed(hydra.compose(command, job), command)) for job in jobs]
+        for job in BasicSweeper.split_arguments(_axes(command, overrides), None)[0]:
+            choices, values = _split(_parse(job))
+            if choices not in composed: composed[choices] = deepcopy(_base(command, choices)[0])
+            for o in values: OmegaConf.update(composed[choices], o.key_or_group, o.value())
+            out.append((job, _typed(composed[choices], command)))
+    return out
 
 # %% ../nbs/59_cli.ipynb #bdb1d194
-_CONFIG = files('gnosis_nb')/'config'
-
 def _walk(node, lines, prefix):
     "Pairs of key and comment below a mapping of a YAML file."
     for key, value in node.value:

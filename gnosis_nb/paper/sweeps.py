@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SWEEPS', 'SCALES', 'POLICY_NAMES', 'command_of', 'Job', 'sweep_jobs', 'shown_images', 'settings_row', 'result_row',
-           'run_state', 'done_runs', 'collect', 'override_key', 'teacher_jobs', 'run_here', 'train',
+           'run_state', 'teachers_used', 'done_runs', 'collect', 'override_key', 'teacher_jobs', 'run_here', 'train',
            'evaluation_batches', 'ensemble_logits', 'add_independent', 'Results', 'results', 'save_results',
            'load_results', 'all_claims']
 
@@ -160,6 +160,13 @@ def run_state(
     "What `state.json` says of a run."
     return json.loads((Path(path)/'state.json').read_text(encoding='utf-8'))
 
+def teachers_used(
+    state:dict, # of `run_state`
+)->str|None: # eight hexadecimal digits for each; None in runs that do not say it
+    "The weights of the teachers that a run's student was distilled from, by their digests."
+    weights = state.get('teacher_weights')
+    return ' '.join(o[:8] for o in weights[0]) if weights else None
+
 def done_runs(
     data_dir:str|Path, # where runs are
 )->dict: # identity: folder; of several the newest
@@ -180,6 +187,7 @@ def collect(
         elif path := done.get(run):
             varied, measured = settings_row(job.settings), result_row(path)
             rows[run] = dict(sweep=job.preset, **varied, **measured, path=str(path))
+            if used := teachers_used(run_state(path)): rows[run]['teachers'] = used
     return pd.DataFrame(rows.values())
 
 # %% ../../nbs/62_paper.sweeps.ipynb #47087f6f
@@ -412,6 +420,8 @@ def results(
     return Results(name, scale, table, facts, _packages_of(rows.path))
 
 # %% ../../nbs/62_paper.sweeps.ipynb #4ffb3160
+_WORDS = 'splits', 'pair', 'policy', 'teachers'  # columns that may look like numbers
+
 def save_results(
     r:Results, # to keep
     folder:str|Path='nbs/figures/results', # where
@@ -434,7 +444,7 @@ def load_results(
     for s in [scale] if scale else SCALES:
         stem = Path(folder)/f'{name}_{s}'
         if stem.with_suffix('.csv').exists():
-            rows = pd.read_csv(stem.with_suffix('.csv'), dtype={'splits': str, 'pair': str, 'policy': str})
+            rows = pd.read_csv(stem.with_suffix('.csv'), dtype=dict.fromkeys(_WORDS, str))
             facts = json.loads(stem.with_suffix('.json').read_text(encoding='utf-8'))
             lists = {o.get('packages') for o in facts.get('provenance', [])}
             paths = {o: Path(folder)/f'packages_{o}.txt' for o in lists}

@@ -63,16 +63,20 @@ def packages_digest(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../nbs/46_provenance.ipynb #25ee01d7
+_ROUND_OTHERWISE = 'ATEN_CPU_CAPABILITY', 'ONEDNN_MAX_CPU_ISA', 'MKL_CBWR', 'MKL_ENABLE_INSTRUCTIONS'
+
 @lru_cache(maxsize=None)
 def _processor():
-    "The CPU by its maker's name, and the instructions that torch uses of it."
+    "The CPU by its maker's name, the instructions that torch uses of it, and variables that choose others."
     if sys.platform == 'darwin': name = _ask('sysctl', '-n', 'machdep.cpu.brand_string')
     else:
         try: lines = Path('/proc/cpuinfo').read_text(errors='replace')
         except OSError: lines = ''
         found = re.search(r'^model name\s*:\s*(.+)$', lines, re.M)
         name = found and found[1].strip()
-    return f'{name or platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}'
+    chosen = [f'{k}={os.environ[k]}' for k in _ROUND_OTHERWISE if k in os.environ]
+    name = name or platform.processor() or platform.machine()
+    return ', '.join([name, torch.backends.cpu.get_cpu_capability(), *chosen])
 
 def device_name(
     device:str|torch.device, # as of `pick_device`

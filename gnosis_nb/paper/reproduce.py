@@ -326,7 +326,7 @@ def figure(
 ):
     "`gnosis-figure fig03 scale=small`: a figure of the paper from nothing, or from the runs that are there."
     parser = _parser()
-    a = parser.parse_args(args)
+    a = parser.parse_intermixed_args(args)                                  # overrides after options, too
     own = dict(scale='small', data_dir=None)
     own.update(o.split('=', 1) for o in a.overrides if override_key(o) in own)
     rest = [o for o in a.overrides if override_key(o) not in own]

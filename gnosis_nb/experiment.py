@@ -28,6 +28,7 @@ from .losses_beyond import ALL_LOSSES
 from .mirror import Mirror, send_unsent
 from .predictions import collect_predictions, save_predictions
 from .progress import ProgressLine
+from .provenance import installed_packages, provenance
 from .report import format_report, read_report, write_report, write_statistics
 from .reproducible import derive_seed, pick_device, set_seed
 from .runs import Run, claim_run, random_name
@@ -144,6 +145,14 @@ class Stages:
     work:Callable       # (cfg, inputs, run, start, device): fill the run's folder
     outcome:Callable    # (run) -> what a finished run has to say
 
+def _record_provenance(run, device):
+    "Write down what the run is made with. What a start before this one had stays beside it."
+    now, before = provenance(device, run.data), run.state.get('provenance')
+    earlier = run.state.get('provenance_before', [])
+    if before and before != now: earlier = [*earlier, before]
+    run.write_text('packages.txt', installed_packages())
+    run.set_state('running', device=str(device), provenance=now, provenance_before=earlier)
+
 def conduct(
     cfg:Settings, # of any command
     stages:Stages, # what to do
@@ -163,7 +172,7 @@ def conduct(
             return run
         start = stages.begin(cfg, inputs, run)
         with run:
-            run.set_state('running', device=str(device))
+            _record_provenance(run, device)
             stages.work(cfg, inputs, run, start, device)
             run.set_state('running', peak_memory_gb=round(peak_memory(device), 3))
             run.say(f"tables and weights: {run.path}; memory: {run.state['peak_memory_gb']:.1f} GB at most")

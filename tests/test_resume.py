@@ -207,3 +207,13 @@ def test_a_done_run_without_its_report(tmp_path):
     r, _ = run(tmp_path)
     (r.path/'fidelity.csv').unlink()
     with pytest.raises(ConfigError, match='its fidelity.csv is gone; force=true'): run(tmp_path)
+
+def test_a_run_that_is_continued_elsewhere_says_so(tmp_path, monkeypatch):
+    def stop(*args): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr('gnosis_nb.experiment.complete_teachers', stop)
+        m.setattr('gnosis_nb.experiment.provenance', lambda device, data: dict(device='another', data=data))
+        with pytest.raises(KeyboardInterrupt): run(tmp_path)
+    state = run(tmp_path, 'trainer.distill_teacher=true')[0].state
+    assert [o['device'] for o in state['provenance_before']] == ['another']
+    assert state['provenance']['data'] == state['data'] and state['provenance']['device'] != 'another'

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoint import (
     checkpoint_info, find_checkpoints, load_checkpoint, load_network, load_weights, write_atomic)
-from ..cli import compose_sweep
+from ..cli import compose_sweep, sweep_axes
+from ..generators import gan_networks
 from ..inputs import load_inputs
 from ..landscape import Plane, grid_axes, loss_surface
 from ..losses import reduce_ensemble_logits
@@ -29,7 +30,8 @@ from .plots import FIGURES, draw, draw_answers, draw_basins, save_figure
 from .sweeps import (
     SCALES, SWEEPS, Results, command_of, done_runs, ensemble_logits, evaluation_batches, load_results,
     override_key, result_row, results, run_here, run_state, save_results, settings_row, shown_images,
-    sweep_jobs, teacher_jobs, train)
+    sweep_jobs, teacher_jobs, teachers_used, train)
+from ..provenance import compare_provenance, installed_packages
 from ..runs import RunLocked
 from ..settings import network_options, teacher_recipe
 
@@ -108,13 +110,16 @@ def teacher_answers(
     return pd.DataFrame(out)
 
 # %% ../../nbs/64_paper.reproduce.ipynb #d2ab780a
+def _count_flops(net, x):
+    "Of one forward pass."
+    with FlopCounterMode(display=False) as counter, torch.no_grad(): net.eval()(x)
+    return counter.get_total_flops()
+
 @lru_cache(maxsize=None)
 def _forward_flops(spec): # JSON of `build_classifier`'s arguments
     spec = json.loads(spec)
-    net = build_classifier(**spec).eval()
     x = torch.zeros(1, spec['in_channels'], spec['input_size'], spec['input_size'])
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): net(x)
-    return counter.get_total_flops()
+    return _count_flops(build_classifier(**spec), x)
 
 _SETS = dict(cifar100=(50_000, 3, 32, 100), mnist=(200, 1, 28, 10), imagenet=(1_281_167, 3, 224, 1000))
 
@@ -136,24 +141,41 @@ def _cost_of_student(cfg):
     flops = 3*_network_flops(cfg, 'classifier') + cfg.teacher.num_components*_network_flops(cfg, 'teacher')
     return epochs, images*epochs, flops
 
+def _cost_of_generator(cfg):
+    "The same, without the scores of the samples."
+    trainer, (total, channels, size, _) = cfg.trainer, _SETS[cfg.dataset.name]
+    generator, discriminator = gan_networks(cfg, channels, seed=0)
+    g = _count_flops(generator, torch.zeros(1, generator.z_dim))
+    d = _count_flops(discriminator, torch.zeros(1, channels, size, size))
+    images = trainer.num_gen_updates*trainer.gen_update_period*cfg.dataloader.batch_size
+    flops = (g + 2*3*d)/trainer.disc_update_period + 3*(g + d)/trainer.gen_update_period
+    return images/total, images, flops
+
 # %% ../../nbs/64_paper.reproduce.ipynb #73a2250f
+def _costs(name):
+    "Trials of a figure, and what the students of one trial, and their teachers, cost."
+    command = command_of(SWEEPS[name][0])
+    trials = len(sweep_axes([f'+experiment={SWEEPS[name][0]}'], command).get('trial_id', [0]))
+    jobs = list({o.identity: o for o in sweep_jobs(name, 'paper', ['trial_id=0'])}.values())
+    if command == 'image_generation': return trials, [_cost_of_generator(o.settings) for o in jobs], []
+    if not jobs[0].settings.trainer.distill_teacher:
+        return trials, [_cost_of_teachers(o.settings) for o in jobs], []
+    teachers = [compose_sweep(o)[0][1] for o in teacher_jobs(jobs)]
+    students = [_cost_of_student(o.settings) for o in jobs]
+    return trials, students, [_cost_of_teachers(o) for o in teachers]
+
 def cost_table(
     throughput:float=20_000, # training images/s of a ResNet-20 without a teacher, on the device in question
-    names=None, # figures; default: all that train on images
+    names=None, # figures; default: all but those of texts
 )->pd.DataFrame: # a row a figure: runs, epochs, millions of images, GPU hours
     "What the figures cost at the paper's scale. Runs of two figures are counted in each."
     resnet20 = dict(name='preresnet', depth=20, num_classes=100, in_channels=3, input_size=32)
     unit, rows = 3*_forward_flops(json.dumps(resnet20)), {}
-    of_images = [k for k, presets in SWEEPS.items() if command_of(presets[0]) == 'image_classification']
-    for name in names or of_images:
-        jobs = list({o.identity: o for o in sweep_jobs(name, 'paper')}.values())
-        if jobs[0].settings.trainer.distill_teacher:
-            teachers = [compose_sweep(o)[0][1] for o in teacher_jobs(jobs)]
-            costs = [_cost_of_student(o.settings) for o in jobs] + [_cost_of_teachers(o) for o in teachers]
-        else: costs = [_cost_of_teachers(o.settings) for o in jobs]
-        epochs, images, flops = np.array(costs).T
-        seconds = (images*flops).sum()/unit/throughput
-        rows[name] = {'runs': len(costs), 'epochs': int(epochs.sum()),
+    for name in names or [k for k in SWEEPS if command_of(k) != 'text_classification']:
+        trials, students, teachers = _costs(name)
+        epochs, images, flops = trials*np.array(students + teachers).T
+        seconds = (images*flops).sum()/trials/unit/throughput
+        rows[name] = {'runs': trials*len(students) + len(teachers), 'epochs': round(epochs.sum()),
                       'images (millions)': round(images.sum()/1e6), 'GPU hours': round(seconds/3600, 1)}
     return pd.DataFrame(rows).T
 
@@ -173,13 +195,15 @@ def make_figure(
     name:str, # a key of `FIGURES`
     scale:str='small', # 'smoke', 'small' or 'paper'
     overrides=(), # as on the command line
-    data_dir:str|Path='data/experiments', # where runs go
-    folder:str|Path='nbs/figures/results', # where tables and pictures go
+    data_dir:str|Path|None=None, # where runs go; None: as of `train`
+    folder:str|Path|None=None, # where tables and pictures go; None: `figures` below `data_dir`
     say=print, # called with sentences for the user
 )->Results|None: # None for Fig 7, which has samples only
     "Train what is missing, then write the table and the picture, and say what becomes of the claims."
     jobs = train(name, scale, overrides, data_dir, say=say)
-    stem = Path(folder)/f'{name}_{scale}'
+    data_dir = jobs[0].settings.data_dir
+    folder = Path(folder or Path(data_dir)/'figures')
+    stem = folder/f'{name}_{scale}'
     if name == 'fig07':
         fig, path = draw_samples(done_runs(data_dir)[jobs[0].identity])
         save_figure(fig, stem)
@@ -206,39 +230,67 @@ def _kept_settings(kept, jobs):
     def same(row): return all(str(row[k]) == str(kept[k]) for k in columns)
     return next(o.settings for o in jobs if same(settings_row(o.settings))), columns
 
+_FACTS = 'commit, packages, Python, device, threads, data'
+
+def _differences(r, row, state):
+    "In what a new run differs from that of a kept row, in words."
+    kept, now = r.provenance(row), state['provenance']
+    before = r.packages.get(kept.get('packages'), '')
+    if kept: out = compare_provenance(now, kept, installed_packages(), before)
+    else: # older than chapter `provenance`
+        versions = [f'{k} {state[k]} now, {v} then' for k, v in r.facts['versions'].items() if state[k] != v]
+        out = ['the kept result has versions, but no provenance', *versions]
+    teachers, used = r.rows.iloc[row].get('teachers'), teachers_used(state)
+    if used and pd.notna(teachers) and used != teachers: out.append(f'teachers: {used} now, {teachers} then')
+    return out
+
+def _compare(name, new, kept, interval, differ):
+    "Does a number come back? And a sentence about it."
+    (low, high), same = interval, abs(new - kept) < 1e-6
+    text = f'{name}: {new:.3f} now, {kept:.3f} kept'
+    if same: return True, f'{text}: comes back to the last digit'
+    if not differ: return False, f'{text}: does not come back, though nothing differs that is known'
+    back = bool(low <= new <= high)
+    word = 'comes back' if back else 'does not come back'
+    return back, f'{text}, other trials within {low:.3f} to {high:.3f}: {word}'
+
 def verify(
     name:str, # a key of `FIGURES`
     scale:str='small', # of the kept results
     overrides=(), # as on the command line; none: those of the kept command
-    data_dir:str|Path='data/experiments', # where teachers are, and the new run goes
+    data_dir:str|Path|None=None, # where teachers are, and the new run goes; None: as of `train`
     folder:str|Path='nbs/figures/results', # of the kept results
     row:int|None=None, # which of them; None: any
     metrics=('accuracy', 'agreement'), # to compare
     say=print, # called with sentences for the user
 )->bool: # do all of them come back?
-    "Do one of the kept runs again and compare it with the prediction interval of its trials."
+    "Do one of the kept runs again, compare its results, and say what else differs."
     r = load_results(name, scale, folder)
     if r is None: raise ValueError(f"folder={folder}: expected results of {name} at scale={scale}")
     overrides = overrides or [o for o in r.facts['command'].split()[3:] if not o.startswith('data_dir=')]
+    where = [f'data_dir={data_dir}'] if data_dir else []
     row = random.randrange(len(r)) if row is None else row
     if not 0 <= row < len(r): raise ValueError(f"row={row}: expected 0 to {len(r) - 1}")
     kept = r.rows.iloc[row]
     presets = kept.sweep.split()
-    jobs = sweep_jobs(name, scale, [*overrides, f'data_dir={data_dir}', 'force=true'])
+    jobs = sweep_jobs(name, scale, [*overrides, *where, 'force=true'])
     settings, columns = _kept_settings(kept, [o for o in jobs if o.preset in presets])
     say(f'{name}, row {row}: ' + ', '.join(f'{k}={kept[k]}' for k in columns))
-    new = result_row(run_here(command_of(presets[0]), settings).path)
+    path = run_here(command_of(presets[0]), settings).path
+    new, differ = result_row(path), _differences(r, row, run_state(path))
     same = [r.rows[k].astype(str) == str(kept[k]) for k in columns if k != 'trial']
     trials = r.rows[np.logical_and.reduce(same)]
     back = []
-    for k in metrics:
-        low, high = _prediction_interval(trials[k])
-        back.append(bool(low <= new[k] <= high))
-        word = 'comes back' if back[-1] else 'does not come back'
-        say(f'{k}: {new[k]:.3f} now, {kept[k]:.3f} kept, expected within {low:.3f} to {high:.3f}: {word}')
+    for k in [k for k in metrics if pd.notna(kept[k])]:
+        comes, sentence = _compare(k, new[k], kept[k], _prediction_interval(trials[k]), differ)
+        back.append(comes)
+        say(sentence)
+    say(f"what differs: {'; '.join(differ)}" if differ else f'the same {_FACTS}')
     return all(back)
 
 # %% ../../nbs/64_paper.reproduce.ipynb #0f78038c
+_KEPT = 'nbs/figures/results'
+
 def _parser():
     p = argparse.ArgumentParser(prog='gnosis-figure', description=(
         'Train what a figure of the paper needs and is not there yet, and write its table and picture.'))
@@ -251,14 +303,17 @@ def _parser():
     p.add_argument('--throughput', type=float, default=20_000, help=(
         'training images/s of a ResNet-20 on the device in question, for --cost '
         '(default: %(default)g, an assumption)'))
-    p.add_argument('--results', default='nbs/figures/results', help=(
-        'folder of tables and pictures (default: %(default)s)'))
+    p.add_argument('--keep', action='store_true', help=(
+        f"write tables and pictures to {_KEPT}, and execute the figure's chapter"))
+    p.add_argument('--results', metavar='FOLDER', help=(
+        "of tables and pictures (default: 'figures' below data_dir; "
+        f'with --keep and --verify {_KEPT})'))
     return p
 
 def _run_chapter(name, folder):
     "Execute the figure's chapter, where it is at hand and shows the results of this folder."
     path = Path(f'nbs/figures/{name}.ipynb')
-    if not path.exists() or Path(folder).resolve() != (path.parent/'results').resolve(): return
+    if not path.exists() or Path(folder).resolve() != Path(_KEPT).resolve(): return
     import nbformat
     from nbclient import NotebookClient
     nb = nbformat.read(path, 4)
@@ -271,17 +326,18 @@ def figure(
 ):
     "`gnosis-figure fig03 scale=small`: a figure of the paper from nothing, or from the runs that are there."
     parser = _parser()
-    a = parser.parse_args(args)
-    own = dict(scale='small', data_dir='data/experiments')
+    a = parser.parse_intermixed_args(args)                                  # overrides after options, too
+    own = dict(scale='small', data_dir=None)
     own.update(o.split('=', 1) for o in a.overrides if override_key(o) in own)
     rest = [o for o in a.overrides if override_key(o) not in own]
+    folder = a.results or (_KEPT if a.keep or a.verify else None)
     try:
         if a.cost: print(cost_table(a.throughput, [a.name] if a.name else None).to_string())
         elif a.name is None: parser.error('name: expected a figure')
         elif a.verify:
-            same = verify(a.name, own['scale'], rest, own['data_dir'], a.results, a.row)
+            same = verify(a.name, own['scale'], rest, own['data_dir'], folder, a.row)
             sys.exit(0 if same else 1)
         else:
-            make_figure(a.name, own['scale'], rest, own['data_dir'], a.results)
-            _run_chapter(a.name, a.results)
+            make_figure(a.name, own['scale'], rest, own['data_dir'], folder)
+            if folder: _run_chapter(a.name, folder)
     except (ValueError, OSError, RunLocked) as e: sys.exit(f"error: {' '.join(str(e).split())}")

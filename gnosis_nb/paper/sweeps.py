@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SWEEPS', 'SCALES', 'POLICY_NAMES', 'command_of', 'Job', 'sweep_jobs', 'shown_images', 'settings_row', 'result_row',
-           'run_state', 'done_runs', 'collect', 'override_key', 'teacher_jobs', 'run_here', 'train',
+           'run_state', 'teachers_used', 'done_runs', 'collect', 'override_key', 'teacher_jobs', 'run_here', 'train',
            'evaluation_batches', 'ensemble_logits', 'add_independent', 'Results', 'results', 'save_results',
            'load_results', 'all_claims']
 
 # %% ../../nbs/62_paper.sweeps.ipynb #4126059a
 import io, json, re, subprocess, sys, time
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from ..metrics import agreement, predictive_kl
 from ..models import ClassifierEnsemble
 from .claims import check_claims
 from .targets import SHARES
+from ..provenance import packages_digest
 from ..reproducible import pick_device
 from ..runs import RunLocked, run_identity
 from ..settings import (
@@ -160,6 +161,13 @@ def run_state(
     "What `state.json` says of a run."
     return json.loads((Path(path)/'state.json').read_text(encoding='utf-8'))
 
+def teachers_used(
+    state:dict, # of `run_state`
+)->str|None: # eight hexadecimal digits for each; None in runs that do not say it
+    "The weights of the teachers that a run's student was distilled from, by their digests."
+    weights = state.get('teacher_weights')
+    return ' '.join(o[:8] for o in weights[0]) if weights else None
+
 def done_runs(
     data_dir:str|Path, # where runs are
 )->dict: # identity: folder; of several the newest
@@ -180,6 +188,7 @@ def collect(
         elif path := done.get(run):
             varied, measured = settings_row(job.settings), result_row(path)
             rows[run] = dict(sweep=job.preset, **varied, **measured, path=str(path))
+            if used := teachers_used(run_state(path)): rows[run]['teachers'] = used
     return pd.DataFrame(rows.values())
 
 # %% ../../nbs/62_paper.sweeps.ipynb #47087f6f
@@ -218,8 +227,9 @@ def teacher_jobs(
 
 # %% ../../nbs/62_paper.sweeps.ipynb #d7eb71e7
 def _multirun(command, overrides, say):
-    say(' '.join([f"gnosis-{command.replace('_', '-')}", '-m', *overrides]))
-    code = f'from gnosis_nb.cli import {command} as f; f()'
+    name = f"gnosis-{command.replace('_', '-')}"
+    say(' '.join([name, '-m', *overrides]))
+    code = f'import sys; sys.argv[0] = "{name}"; from gnosis_nb.cli import {command} as f; f()'
     if subprocess.run([sys.executable, '-c', code, '-m', *overrides]).returncode:
         raise ConfigError(f"{overrides[0]}: not all of its runs are done, see above; "
                           "the same command goes on from here")
@@ -244,16 +254,23 @@ def _wants_generator(cfg):
     if not hasattr(cfg, 'distill_loader') or not getattr(cfg.distill_loader, 'synth_ratio', 0): return False
     return not (cfg.density_model.ckpt_dir or cfg.density_model.ckpt_path)
 
+def _run_all_here(command, teachers, jobs, say):
+    "Runs in this process, a line for each with the overrides that not all jobs have."
+    runs = [compose_sweep(o, command)[0] for o in teachers] + [(o.overrides, o.settings) for o in jobs]
+    shared = set.intersection(*(set(o.overrides) for o in jobs))
+    for i, (overrides, settings) in enumerate(runs, 1):
+        own = [o for o in overrides if o not in shared]
+        say(' '.join([f'{jobs[0].preset} {i}/{len(runs)}', *own]))
+        run_here(command, settings)
+
 def _run_preset(preset, scale, jobs, overrides, data_dir, here, say):
     done, command = done_runs(data_dir), command_of(preset)
-    todo = [o.settings for o in jobs if o.identity not in done]
+    todo = [o for o in jobs if o.identity not in done]
     if not todo: return
+    say(f'{preset}, scale={scale}: {len(jobs)} runs, {len(jobs) - len(todo)} of them done')
     distils = getattr(jobs[0].settings.trainer, 'distill_teacher', False)    # GANs have no such setting
     teachers = teacher_jobs(jobs) if distils else []
-    if here:
-        first = [compose_sweep(o, command)[0][1] for o in teachers]
-        for cfg in first + todo: run_here(command, cfg)
-        return
+    if here: return _run_all_here(command, teachers, todo, say)
     launcher = [o for o in overrides if o.startswith('hydra')]
     for o in teachers: _multirun(command, [*o, *(h for h in launcher if h not in o)], say)
     _multirun(command, [_experiment(preset, scale), *overrides], say)
@@ -262,13 +279,14 @@ def train(
     name:str, # a key of `SWEEPS`
     scale:str, # 'smoke', 'small' or 'paper'
     overrides=(), # as on the command line, of data set, device, launcher, …
-    data_dir:str|Path='data/experiments', # where runs go
+    data_dir:str|Path|None=None, # where runs go; None: as the presets say, which is data/smoke for 'smoke'
     here:bool=False, # in this process, one run after the other, for notebooks; else by multiruns
     say=print, # called with sentences for the user
 )->list: # all jobs of the figure
     "Do the runs of a figure that are not done yet. Raises `ConfigError` if some of them fail."
-    overrides = [*overrides, f'data_dir={data_dir}']
+    if data_dir: overrides = [*overrides, f'data_dir={data_dir}']
     jobs = sweep_jobs(name, scale, overrides)
+    data_dir = jobs[0].settings.data_dir
     if any(_wants_generator(o.settings) for o in jobs):
         shared = [o for o in overrides if override_key(o).startswith(_OF_ALL)]
         train('fig07', scale, shared, data_dir, here, say)
@@ -323,12 +341,14 @@ class Results:
     figure:str            # a key of `SWEEPS`
     scale:str             # 'paper', 'small' or 'smoke'
     rows:pd.DataFrame     # one a run
-    facts:dict            # device, dataset, date, seeds, versions, command
+    facts:dict            # device, dataset, date, seeds, versions, command, provenance
+    packages:dict = field(default_factory=dict)     # digest: list of packages, of each provenance
 
     def __len__(self): return len(self.rows)
     def __repr__(self): return f"{self.caption}: {len(self)} runs"
     def _repr_html_(self):
-        return pd.Series({'figure': self.figure, 'scale': self.scale, **self.facts}).to_frame('').to_html()
+        facts = {k: v for k, v in self.facts.items() if k != 'provenance'}
+        return pd.Series({'figure': self.figure, 'scale': self.scale, **facts}).to_frame('').to_html()
 
     @property
     def caption(self):
@@ -336,6 +356,12 @@ class Results:
         f = self.facts
         return (f"{self.figure}, scale={self.scale}: {f['dataset']}, {f['network']}, "
                 f"{f['trials']} trials, {f['device']}, {f['date']}")
+
+    def provenance(self,
+        row:int, # of the table
+    )->dict: # of chapter `provenance`; empty in results that are older
+        "What a row was made with."
+        return next((o for o in self.facts.get('provenance', []) if row in o['rows']), {})
 
 # %% ../../nbs/62_paper.sweeps.ipynb #16630c17
 def _data_in_words(cfg):
@@ -348,6 +374,18 @@ def _data_in_words(cfg):
 
 def _minutes(state):
     return (pd.Timestamp(state['finished']) - pd.Timestamp(state['started'])).total_seconds()/60
+
+def _distinct_provenances(paths):
+    "What the runs were made with: each provenance once, with the numbers of the rows that have it."
+    rows = {}
+    for i, path in enumerate(paths):
+        rows.setdefault(json.dumps(run_state(path).get('provenance', {})), []).append(i)
+    return [dict(json.loads(k), rows=v) for k, v in rows.items()]
+
+def _packages_of(paths):
+    files = [Path(o)/'packages.txt' for o in paths]
+    texts = {o.read_text(encoding='utf-8') for o in files if o.exists()}
+    return {packages_digest(o): o for o in texts}
 
 def _with_independent(name, rows, jobs):
     if name in ('fig03', 'fig11'): return add_independent(rows, jobs[0].settings)
@@ -367,7 +405,7 @@ def results(
     if not len(rows):
         raise ValueError(f'data_dir={data_dir}: expected runs of {name} at scale={scale}, none is done')
     states, cfg = [run_state(p) for p in rows.path], jobs[0].settings
-    rows = _with_independent(name, rows, jobs)
+    rows = _with_independent(name, rows, jobs)                               # in another order perhaps
     network = network_options(cfg, 'classifier')
     facts = dict(
         dataset=_data_in_words(cfg),
@@ -381,16 +419,23 @@ def results(
         minutes=round(sum(_minutes(s) for s in states), 1),
         epochs=sorted(map(int, rows.epochs.unique())),
         versions={k: states[0][k] for k in ('torch', 'fastai', 'python')},
-        command=' '.join(['gnosis-figure', name, f'scale={scale}', *overrides]))
-    return Results(name, scale, rows.drop(columns='path').reset_index(drop=True), facts)
+        command=' '.join(['gnosis-figure', name, f'scale={scale}', *overrides]),
+        provenance=_distinct_provenances(rows.path))
+    table = rows.drop(columns='path').reset_index(drop=True)
+    return Results(name, scale, table, facts, _packages_of(rows.path))
 
 # %% ../../nbs/62_paper.sweeps.ipynb #4ffb3160
+_WORDS = 'splits', 'pair', 'policy', 'teachers'  # columns that may look like numbers
+
 def save_results(
     r:Results, # to keep
     folder:str|Path='nbs/figures/results', # where
 )->Path: # of the table
-    "Write `<figure>_<scale>.csv` and `.json`."
+    "Write `<figure>_<scale>.csv` and `.json`, and the packages as `packages_<digest>.txt`."
     stem = Path(folder)/f'{r.figure}_{r.scale}'
+    for digest, text in r.packages.items():
+        path = stem.with_name(f'packages_{digest}.txt')
+        if not path.exists(): write_atomic(path, lambda tmp: tmp.write_text(text, encoding='utf-8'))
     facts = json.dumps(r.facts, indent=1, ensure_ascii=False) + '\n'
     write_atomic(stem.with_suffix('.json'), lambda tmp: tmp.write_text(facts, encoding='utf-8'))
     return write_atomic(stem.with_suffix('.csv'), lambda tmp: r.rows.round(6).to_csv(tmp, index=False))
@@ -404,9 +449,12 @@ def load_results(
     for s in [scale] if scale else SCALES:
         stem = Path(folder)/f'{name}_{s}'
         if stem.with_suffix('.csv').exists():
-            rows = pd.read_csv(stem.with_suffix('.csv'), dtype={'splits': str, 'pair': str, 'policy': str})
+            rows = pd.read_csv(stem.with_suffix('.csv'), dtype=dict.fromkeys(_WORDS, str))
             facts = json.loads(stem.with_suffix('.json').read_text(encoding='utf-8'))
-            return Results(name, s, rows, facts)
+            lists = {o.get('packages') for o in facts.get('provenance', [])}
+            paths = {o: Path(folder)/f'packages_{o}.txt' for o in lists}
+            texts = {o: path.read_text(encoding='utf-8') for o, path in paths.items() if path.exists()}
+            return Results(name, s, rows, facts, texts)
 
 # %% ../../nbs/62_paper.sweeps.ipynb #e884dd47
 def all_claims(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torchvision import datasets
 
 import gnosis_nb.config
@@ -80,6 +81,28 @@ def test_cifar_layout(tmp_path, monkeypatch, source, cls, first, count):
     for elsewhere in (tmp_path/'data_set_name', tmp_path/cls.base_folder):  # beside the root, the root itself
         assert torch.equal(source(elsewhere, download=False).test.images, sets.test.images)
 
+
+def save_pngs(folder, classes, size=32):
+    "One training and one test image of each class."
+    for split in ('train', 'test'):
+        for k in range(classes):
+            path = folder/split/f'c{k:03}'
+            path.mkdir(parents=True)
+            Image.new('RGB', (size, size), (k, 2*k, 100)).save(path/'0.png')
+
+def test_cifar_as_png_files(tmp_path):
+    save_pngs(tmp_path, 100)
+    sets = cifar100(tmp_path, download=False)
+    assert sets.train.images[:, :, 0, 0].tolist() == [[k, 2*k, 100] for k in range(100)]
+    assert sets.test.targets.tolist() == [*range(100)] and sets.train.name == 'cifar100/train'
+    assert sets.statistics == STATISTICS['cifar100'] and sets.train.shape == (3, 32, 32)
+    assert sets.train.describe().startswith('100 of 50,000 images (files in')
+
+@pytest.mark.parametrize('classes, size', [(10, 32), (100, 16)])
+def test_other_png_files_are_not_cifar100(tmp_path, classes, size):
+    save_pngs(tmp_path, classes, size)
+    with pytest.raises(ValueError, match=r'expected 100 and \[3, 32, 32\], as CIFAR-100 has'):
+        cifar100(tmp_path, download=False)
 
 def test_cifar_checksums_are_verified(tmp_path, monkeypatch):
     fake_cifar(tmp_path, monkeypatch, datasets.CIFAR10)

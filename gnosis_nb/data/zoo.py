@@ -59,12 +59,29 @@ def digits(
     return ImageSets(train, test, image_statistics(train.images))
 
 # %% ../../nbs/23_data.zoo.ipynb #537016e3
+def _has_pngs(folder): # in the layout of `_cifar_pngs`
+    return all(next((folder/split).glob('*/*.png'), None) for split in ('train', 'test'))
+
+def _cifar_pngs(folder, name, what, num_classes):
+    "CIFAR as an image folder. `ValueError` if it has other classes or sizes."
+    splits = list_splits(folder, 'train', 'test')
+    sets = load_splits(folder, splits, None, statistics=STATISTICS[name])
+    found = len(splits['train'][0]), *sets.train.shape
+    if found != (num_classes, 3, 32, 32):
+        raise ValueError(f"{folder} has {found[0]} classes of images {list(found[1:])}: "
+                         f"expected {num_classes} and [3, 32, 32], as {what} has")
+    def named(part, d, n): return replace(d, name=f'{name}/{part}').cut_by(f'files in {folder}', n)
+    return replace(sets, train=named('train', sets.train, 50_000), test=named('test', sets.test, 10_000))
+
 def _cifar(cls, name, what, root, download, home=None):
     "`home`: where else to look, and where to put what is fetched; by default `root`."
     root, first = dataset_folder(root, name), cls.train_list[0][0]
     home = home or root
     places = [p/cls.base_folder for p in (root, root.parent, home)]
-    home = next((p.parent for p in places if (p/first).exists()), home)
+    found = next((p.parent for p in places if (p/first).exists()), None)
+    images = next((p for p in (root, home) if _has_pngs(p)), None)
+    if images and not found: return _cifar_pngs(images, name, what, 10 if cls is datasets.CIFAR10 else 100)
+    home = found or home
     try: parts = {part: cls(home, train=part == 'train', download=download) for part in ('train', 'test')}
     except READ_ERRORS as e:
         found = (root/'train').is_dir()
@@ -76,14 +93,14 @@ def _cifar(cls, name, what, root, download, home=None):
     return ImageSets(*(as_data(*o) for o in parts.items()), STATISTICS[name])
 
 def cifar10(
-    root=None,          # folder that holds `cifar-10-batches-py`, by default data/datasets/cifar10
+    root=None,          # folder of `cifar-10-batches-py`, or of PNG files; by default data/datasets/cifar10
     download:bool=True, # fetch what is missing
 )->ImageSets:
     "CIFAR-10: 50,000 training and 10,000 test photographs [3, 32, 32] of 10 classes, or `DataNotFound`."
     return _cifar(datasets.CIFAR10, 'cifar10', 'CIFAR-10', root, download)
 
 def cifar100(
-    root=None,          # folder that holds `cifar-100-python`, by default data/datasets/cifar100
+    root=None,          # folder of `cifar-100-python`, or of PNG files; by default data/datasets/cifar100
     download:bool=True, # fetch what is missing
 )->ImageSets:
     "CIFAR-100: 50,000 training and 10,000 test photographs [3, 32, 32] of 100 classes, or `DataNotFound`."

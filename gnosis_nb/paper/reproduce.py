@@ -177,7 +177,7 @@ def cost_table(
         seconds = (images*flops).sum()/trials/unit/throughput
         rows[name] = {'runs': trials*len(students) + len(teachers), 'epochs': round(epochs.sum()),
                       'images (millions)': round(images.sum()/1e6), 'GPU hours': round(seconds/3600, 1)}
-    return pd.DataFrame(rows).T
+    return pd.DataFrame.from_dict(rows, orient='index')
 
 # %% ../../nbs/64_paper.reproduce.ipynb #547e7077
 _ALSO = dict(fig06=('basins', basins, draw_basins), fig08=('answers', teacher_answers, draw_answers))

@@ -18,7 +18,7 @@ from .runs import NOT_IN_IDENTITY
 
 # %% ../nbs/47_tables.ipynb #a3269635
 WITHOUT_GROUP = '''trial_id seed device data_dir exp_name job_name resume force ckpt_store s3_bucket
-    s3_endpoint_url s3_region scale'''.split()
+    keep_predictions s3_endpoint_url s3_region scale'''.split()
 _FACTS = ('path', 'state', 'started', 'finished', 'error', 'teachers', 'independent_teachers')
 
 def setting_columns(

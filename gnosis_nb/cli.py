@@ -64,14 +64,7 @@ def _composing(command):
 def _typed(cfg, command):
     return read_group(COMMANDS[command], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
 
-def compose(
-    overrides:list=(), # as on the command line: ['dataset=digits', 'trainer.num_epochs=5']
-    command:str='image_classification', # a key of `COMMANDS`
-)->Group: # typed settings, of the command's class
-    "Settings with these overrides. Raises `ConfigError` where there are no such settings."
-    with _composing(command): return _typed(hydra.compose(command, list(overrides)), command)
-
-# %% ../nbs/59_cli.ipynb #19a8fd45
+# %% ../nbs/59_cli.ipynb #e68bcd10
 _CONFIG = files('gnosis_nb')/'config'
 
 def _parse(overrides): return OverridesParser.create().parse_overrides(list(overrides))
@@ -84,17 +77,31 @@ def _sets_value(override):
 
 def _split(overrides):
     "Overrides that Hydra has to compose, as on the command line, and those that set a value afterwards."
-    keys = [o.key_or_group for o in overrides]
-    values = [o for o in overrides if keys.count(o.key_or_group) == 1 and _sets_value(o)]
+    special = {o.key_or_group for o in overrides if not _sets_value(o)}
+    values = [o for o in overrides if o.key_or_group not in special]
     return tuple(o.input_line for o in overrides if o not in values), values
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def _base(command, choices):
     "The settings with these choices of files, and what a preset among them sweeps."
     cfg = hydra.compose(command, list(choices), return_hydra_config=True)
     swept = OmegaConf.to_container(cfg.hydra.sweeper.params or OmegaConf.create(), resolve=True)
     return OmegaConf.masked_copy(cfg, [k for k in cfg if k != 'hydra']), swept
 
+def _composed(command, overrides):
+    choices, values = _split(_parse(overrides))
+    cfg = deepcopy(_base(command, choices)[0])
+    for o in values: OmegaConf.update(cfg, o.key_or_group, o.value())
+    return _typed(cfg, command)
+
+def compose(
+    overrides:list=(), # as on the command line: ['dataset=digits', 'trainer.num_epochs=5']
+    command:str='image_classification', # a key of `COMMANDS`
+)->Group: # typed settings, of the command's class
+    "Settings with these overrides. Raises `ConfigError` where there are no such settings."
+    with _composing(command): return _composed(command, overrides)
+
+# %% ../nbs/59_cli.ipynb #19a8fd45
 def _axes(command, overrides):
     "Overrides with those that a preset sweeps in front of them."
     given = _parse(overrides)
@@ -115,14 +122,9 @@ def compose_sweep(
     command:str='image_classification', # a key of `COMMANDS`
 )->list: # a pair for each job: its overrides, and its settings
     "What a multirun would run, without running it. Raises `ConfigError` where there are no such settings."
-    composed, out = {}, []
     with _composing(command):
-        for job in BasicSweeper.split_arguments(_axes(command, overrides), None)[0]:
-            choices, values = _split(_parse(job))
-            if choices not in composed: composed[choices] = deepcopy(_base(command, choices)[0])
-            for o in values: OmegaConf.update(composed[choices], o.key_or_group, o.value())
-            out.append((job, _typed(composed[choices], command)))
-    return out
+        jobs = BasicSweeper.split_arguments(_axes(command, overrides), None)[0]
+        return [(job, _composed(command, job)) for job in jobs]
 
 # %% ../nbs/59_cli.ipynb #bdb1d194
 def _walk(node, lines, prefix):

@@ -11,7 +11,8 @@ SMALL = ['+experiment=digits', '+recipe=student', 'dataset.size=8', 'classifier.
     'dataloader.batch_size=128', 'trainer.num_epochs=1', 'trainer.precision=fp32', 'device=cpu']
 
 def run(data_dir, *overrides):
-    return conduct('image_classification', *SMALL, *overrides, f'data_dir={data_dir}')[0]
+    options = [*SMALL, 'teacher.trainer.num_epochs=8', f'data_dir={data_dir}']
+    return conduct('image_classification', *options, *overrides)[0]
 
 def started(data_dir, kind, loc, *overrides):
     "A run whose student starts at loc·own + (1-loc)·teacher."

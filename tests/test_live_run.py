@@ -6,7 +6,8 @@ import pytest
 from gnosis_nb.curves import read_tables
 from gnosis_nb.explore import live_run, run_folder, run_state
 
-SMALL = ['+experiment=digits', '+recipe=student', 'dataset.size=8', 'device=cpu', 'trainer.precision=fp32']
+SMALL = ['+experiment=digits', '+recipe=student', 'dataset.size=8', 'device=cpu', 'trainer.precision=fp32',
+    'trainer.state_minutes=0']
 TEXTS = ['+experiment=sentences', '+recipe=student', 'dataset.num_train=300', 'dataset.num_test=101',
          'trainer.eval_period=1', 'device=cpu']
 

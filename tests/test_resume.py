@@ -57,7 +57,7 @@ def save_images(folder, shade, classes=2):
     return folder
 
 
-@pytest.mark.parametrize('kind, n', [('image', 20), ('text', 5), ('gan', 5)])
+@pytest.mark.parametrize('kind, n', [('image', 10), ('text', 4), ('gan', 3)])
 def test_killed_at_any_moment(tmp_path, kind, n):
     args = [sys.executable, str(ROOT/'tests/killing.py'), kind, str(tmp_path), str(n)]
     out = subprocess.run(args, env=ENV, capture_output=True, text=True)

@@ -18,12 +18,14 @@ from gnosis_nb.generation import image_generation
 from gnosis_nb.runs import find_runs
 from gnosis_nb.stores import S3Store, StoreError, StoreRefused
 
-SMALL = ['dataset=digits', '+recipe=student', 'dataset.size=8', 'classifier.depth=8',
+SMALL = ['dataset=digits', 'dataset.size=8', 'classifier.depth=8',
          'dataloader.batch_size=256', 'trainer.num_epochs=1', 'device=cpu']
 GAN = ['density_model.z_dim=16', 'density_model.generator.k=8', 'density_model.discriminator.k=8',
        'dataloader.batch_size=16', 'trainer.num_gen_updates=2', 'trainer.eval_period=2',
        'trainer.checkpoint_period=2', 'judge.name=none']
-COMMAND = [sys.executable, '-c', 'from gnosis_nb.cli import image_classification as f; f()', *SMALL]
+RECIPE = '+recipe=student'                                                # of commands with a teacher
+MAIN = 'from gnosis_nb.cli import image_classification; image_classification()'
+COMMAND = [sys.executable, '-c', MAIN, *SMALL, RECIPE]
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
@@ -31,6 +33,7 @@ def impatient(monkeypatch):
 
 def run(data_dir, proxy, *overrides, task=image_classification, config='image_classification'):
     lines, settings = [], [*SMALL, *overrides, f'data_dir={data_dir}', f's3_endpoint_url={proxy.url}']
+    if task is image_classification: settings.append(RECIPE)
     return task(compose(settings, config), say=lines.append), lines
 
 def files(folder):

@@ -144,6 +144,9 @@ def swept(tmp_path_factory):
     assert out.returncode == 0, out.stderr
     return folder, out.stdout
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch): monkeypatch.setenv('COLUMNS', '105')                 # of the terminal
+
 def gnosis_runs(capsys, folder, *args):
     "What the command prints."
     list_runs(['--data-dir', str(folder), *args])

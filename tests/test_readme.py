@@ -36,7 +36,8 @@ def test_python_example_gives_the_table_below_it(tmp_path):
 
 def test_command_writes_the_table_and_what_the_text_says(tmp_path):
     command = example('', 'teacher.independent=true').strip()
-    run(['bash', '-c', f'{command} trainer.num_epochs=2 teacher.trainer.num_epochs=2'], tmp_path)     # as written, but shorter
+    shorter = 'trainer.num_epochs=2 teacher.trainer.num_epochs=2'
+    run(['bash', '-c', f'{command} {shorter}'], tmp_path)
     found, = tmp_path.glob('demo/**/fidelity.csv')
     table = pd.read_csv(found, index_col=0)
     assert table.agreement['teacher'] == 1 and table.kl['teacher'] < 1e-6

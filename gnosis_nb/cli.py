@@ -175,9 +175,12 @@ def _page(values, comments, prefix='', indent=0):
         yield f"{line:<34} # {comments[name]}" if name in comments else line
         if below: yield from _page(value, comments, f'{name}.', indent + 2)
 
-def _options(group):
+_ADDED = dict(image_classification=('experiment', 'capacity', 'optimizer', 'recipe'),
+              text_classification=('experiment', 'optimizer', 'recipe'), image_generation=('experiment',))
+
+def _options(group, plus=''):
     names = sorted(o.name for o in (_CONFIG/group).iterdir() if o.name.endswith('.yaml'))
-    return f"  {group}=" + ' | '.join(o.removesuffix('.yaml') for o in names if not o.startswith('_'))
+    return f"  {plus}{group}=" + ' | '.join(o.removesuffix('.yaml') for o in names if not o.startswith('_'))
 
 def help_page(
     command:str, # a key of `COMMANDS`
@@ -191,8 +194,9 @@ def help_page(
         values = OmegaConf.to_container(own, resolve=False)
     usage = f"gnosis-{command.replace('_', '-')} [-m] [key=value …] [group=option …] [+experiment=preset]"
     what = 'Settings, with these overrides:' if overrides else 'Settings and their defaults:'
-    groups = sorted({*choices, 'experiment'})
-    head = [usage, '', 'Groups and their options:', *map(_options, groups), '', what, '']
+    groups = [_options(o) for o in sorted({*choices} - {*_ADDED[command]})]
+    added = [_options(o, '+') for o in _ADDED[command]]                      # they have no default
+    head = [usage, '', 'Groups and their options:', *groups, *added, '', what, '']
     return '\n'.join([*head, *_page(values, _comments(command, choices))])
 
 # %% ../nbs/59_cli.ipynb #eebb59a1

@@ -13,7 +13,7 @@ demo: .venv/.lib  ## three teachers and a student on the digits, in a minute or 
 
 test: .venv/.dev  ## notebooks, then pytest
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
-	OMP_NUM_THREADS=1 pytest -q -n 2 --durations=10 tests
+	OMP_NUM_THREADS=1 pytest -q -n 2 --dist worksteal --durations=10 tests
 
 lint: .venv/.dev  ## long lines, semicolons, private names of other modules, unused imports and names; rules in pyproject.toml
 	ruff check .

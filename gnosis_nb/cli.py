@@ -88,18 +88,18 @@ def _base(command, choices):
     swept = OmegaConf.to_container(cfg.hydra.sweeper.params or OmegaConf.create(), resolve=True)
     return OmegaConf.masked_copy(cfg, [k for k in cfg if k != 'hydra']), swept
 
-def _composed(command, overrides):
+def _composed(command, overrides, copies): # copies: of bases; jobs that set the same keys can share one
     choices, values = _split(_parse(overrides))
-    cfg = deepcopy(_base(command, choices)[0])
-    for o in values: OmegaConf.update(cfg, o.key_or_group, o.value())
-    return _typed(cfg, command)
+    if choices not in copies: copies[choices] = deepcopy(_base(command, choices)[0])
+    for o in values: OmegaConf.update(copies[choices], o.key_or_group, o.value())
+    return _typed(copies[choices], command)
 
 def compose(
     overrides:list=(), # as on the command line: ['dataset=digits', 'trainer.num_epochs=5']
     command:str='image_classification', # a key of `COMMANDS`
 )->Group: # typed settings, of the command's class
     "Settings with these overrides. Raises `ConfigError` where there are no such settings."
-    with _composing(command): return _composed(command, overrides)
+    with _composing(command): return _composed(command, overrides, {})
 
 # %% ../nbs/59_cli.ipynb #19a8fd45
 def _axes(command, overrides):
@@ -124,7 +124,8 @@ def compose_sweep(
     "What a multirun would run, without running it. Raises `ConfigError` where there are no such settings."
     with _composing(command):
         jobs = BasicSweeper.split_arguments(_axes(command, overrides), None)[0]
-        return [(job, _composed(command, job)) for job in jobs]
+        copies = {}
+        return [(job, _composed(command, job, copies)) for job in jobs]
 
 # %% ../nbs/59_cli.ipynb #bdb1d194
 def _walk(node, lines, prefix):

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoint import (
     checkpoint_info, find_checkpoints, load_checkpoint, load_network, load_weights, write_atomic)
-from ..cli import compose_sweep, sweep_axes
+from ..cli import sweep_axes
 from ..generators import gan_networks
 from ..inputs import load_inputs
 from ..landscape import Plane, grid_axes, loss_surface
@@ -30,7 +30,7 @@ from .plots import FIGURES, draw, draw_answers, draw_basins, save_figure
 from .sweeps import (
     SCALES, SWEEPS, Results, command_of, done_runs, ensemble_logits, evaluation_batches, load_results,
     override_key, result_row, results, run_here, run_state, save_results, settings_row, shown_images,
-    sweep_jobs, teacher_jobs, teachers_used, train)
+    sweep_jobs, teacher_pools, teachers_used, train)
 from ..provenance import compare_provenance, installed_packages
 from ..runs import RunLocked
 from ..settings import network_options, teacher_recipe
@@ -128,9 +128,9 @@ def _network_flops(cfg, who):
     spec = dict(network_options(cfg, who), num_classes=classes, in_channels=channels, input_size=size)
     return _forward_flops(json.dumps(spec))
 
-def _cost_of_teachers(cfg):
+def _cost_of_teachers(cfg, num=None): # num: how many; None: those of an ensemble
     "Epochs, images, arithmetic of an image."
-    epochs = teacher_recipe(cfg).num_epochs*cfg.teacher.num_components
+    epochs = teacher_recipe(cfg).num_epochs*(num or cfg.teacher.num_components)
     images = _SETS[cfg.dataset.name][0]*cfg.dataset.subsample.ratio
     return epochs, images*epochs, 3*_network_flops(cfg, 'teacher')
 
@@ -160,9 +160,8 @@ def _costs(name):
     if command == 'image_generation': return trials, [_cost_of_generator(o.settings) for o in jobs], []
     if not jobs[0].settings.trainer.distill_teacher:
         return trials, [_cost_of_teachers(o.settings) for o in jobs], []
-    teachers = [compose_sweep(o)[0][1] for o in teacher_jobs(jobs)]
     students = [_cost_of_student(o.settings) for o in jobs]
-    return trials, students, [_cost_of_teachers(o) for o in teachers]
+    return trials, students, [_cost_of_teachers(o.settings, n) for o, n in teacher_pools(jobs)]
 
 def cost_table(
     throughput:float=20_000, # training images/s of a ResNet-20 without a teacher, on the device in question

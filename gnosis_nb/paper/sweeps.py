@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SWEEPS', 'SCALES', 'POLICY_NAMES', 'command_of', 'Job', 'sweep_jobs', 'shown_images', 'settings_row', 'result_row',
-           'run_state', 'teachers_used', 'done_runs', 'collect', 'override_key', 'teacher_jobs', 'run_here', 'train',
-           'evaluation_batches', 'ensemble_logits', 'add_independent', 'Results', 'results', 'save_results',
-           'load_results', 'all_claims']
+           'run_state', 'teachers_used', 'done_runs', 'collect', 'override_key', 'teacher_pools', 'teacher_jobs',
+           'run_here', 'train', 'evaluation_batches', 'ensemble_logits', 'add_independent', 'Results', 'results',
+           'save_results', 'load_results', 'all_claims']
 
 # %% ../../nbs/62_paper.sweeps.ipynb #4126059a
 import io, json, re, subprocess, sys, time
@@ -208,18 +208,25 @@ def _pool_key(cfg):
 _OF_STUDENTS = (
     'trainer.num_epochs', 'trainer.optimizer', 'trainer.lr_scheduler', 'dataloader.batch_size', 'optimizer')
 
+def teacher_pools(
+    jobs:list, # of `sweep_jobs`
+)->list: # for each pool one of its jobs, and how many teachers it needs
+    "The pools of teachers of all jobs: of each network and data set enough for every trial's own."
+    pools = {}
+    for job in jobs: pools.setdefault(_pool_key(job.settings), []).append(job)
+    def needed(group):
+        most = max(o.settings.teacher.num_components for o in group)
+        return most*len({o.settings.trial_id for o in group})
+    return [(group[0], needed(group)) for group in pools.values()]
+
 def teacher_jobs(
     jobs:list, # of `sweep_jobs`
 )->list: # overrides of teachers-only runs
-    "Runs that train the teachers of all jobs: of each network and data set enough for every trial's own."
-    pools = {}
-    for job in jobs: pools.setdefault(_pool_key(job.settings), []).append(job)
+    "Runs that train the teachers of all jobs, one for each pool."
     out = []
-    for group in pools.values():
-        most = max(o.settings.teacher.num_components for o in group)
-        trials = {o.settings.trial_id for o in group}
-        own = {'trial_id': 0, 'teacher.num_components': most*len(trials), 'exp_name': 'teachers'}
-        given = {override_key(o): o for o in group[0].overrides}
+    for job, needed in teacher_pools(jobs):
+        own = {'trial_id': 0, 'teacher.num_components': needed, 'exp_name': 'teachers'}
+        given = {override_key(o): o for o in job.overrides}
         both = f"+experiment=[{given.pop('experiment').partition('=')[2]},teachers]"
         kept = [o for k, o in given.items() if k not in own and not k.startswith(_OF_STUDENTS)]
         out.append([both, *kept, *(f'{k}={v}' for k, v in own.items())])

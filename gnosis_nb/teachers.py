@@ -297,11 +297,13 @@ def prepare_teacher(
                  test_acc=table.rows[-1].get('test_acc'), **order)
     return learn, train
 
+def _announce(cfg, run, num):
+    how = teacher_recipe(cfg)
+    run.say(f"training {num} teacher{'s'*(num > 1)}: {how.num_epochs} epochs, batches of {how.batch_size}, "
+            f"{how.optimizer}, learning rate {how.lr:g} to {how.eta_min:g}")
+
 def _fit_teachers(cfg, run, new, inputs, device):
     "Train teachers; `new` has a seed and a time for each name. Returns pairs of path and facts."
-    how = teacher_recipe(cfg)
-    run.say(f"training {len(new)} teacher{'s'*(len(new) > 1)}: {how.num_epochs} epochs, batches of "
-            f"{how.batch_size}, {how.optimizer}, learning rate {how.lr:g} to {how.eta_min:g}")
     prepare = {name: partial(prepare_teacher, cfg, run, name, *seed_and_time, inputs, device)
                for name, seed_and_time in new.items()}
     fit_all(run, prepare, device, cfg.trainer.parallel_models)
@@ -319,6 +321,7 @@ def _train_for_pool(cfg, run, inputs, device):
     pool, most = _Pool(cfg, inputs), pick_parallel(cfg.trainer.parallel_models, device)
     found, note = find_teachers(cfg, inputs, run.say)
     if note: run.say(note)
+    if missing := _own_first(cfg, found, pool.reserve(found)): _announce(cfg, run, len(missing))
     while not all(chosen := _choose(cfg, found, missing := pool.reserve(found))):
         with ExitStack() as stack:
             numbers = pool.take(stack, _own_first(cfg, found, missing), most, run.say)
@@ -338,7 +341,9 @@ def _train_for_itself(cfg, run, inputs, device):
     unused = (o for o in (teacher_seed(cfg, i) for i in count(first)) if o not in seeds)
     new = islice(unused, max(0, count_needed(cfg) - len(found)))
     new = {f'teacher_{i}': (seed, None) for i, seed in enumerate(new, len(found))}
-    if new: found = found + _fit_teachers(cfg, run, new, inputs, device)
+    if new:
+        _announce(cfg, run, len(new))
+        found = found + _fit_teachers(cfg, run, new, inputs, device)
     return choose_teachers(found, cfg.trial_id if t.use_ckpts else 0, t.num_components, t.independent)
 
 def complete_teachers(

@@ -203,7 +203,7 @@ def help_page(
 # %% ../nbs/59_cli.ipynb #eebb59a1
 def _swept(hydra):
     "Names of the settings and groups in which the jobs of a multirun differ."
-    given = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    given = _parse(hydra.overrides.task)
     fixed = {o.key_or_group for o in given if not o.is_sweep_override()}
     preset = OmegaConf.select(hydra, 'sweeper.params') or {}
     return [o for o in dict.fromkeys([*preset, *(o.key_or_group for o in given)]) if o not in fixed]

@@ -30,9 +30,9 @@ from .plots import FIGURES, draw, draw_answers, draw_basins, save_figure
 from .sweeps import (
     SCALES, SWEEPS, Results, command_of, done_runs, ensemble_logits, evaluation_batches, load_results,
     override_key, result_row, results, run_here, run_state, save_results, settings_row, shown_images,
-    sweep_jobs, teacher_pools, teachers_used, train)
+    sweep_jobs, teacher_pools, train)
 from ..provenance import compare_provenance, installed_packages
-from ..runs import RunLocked
+from ..runs import RunLocked, teacher_digests
 from ..settings import network_options, teacher_recipe
 
 # %% ../../nbs/64_paper.reproduce.ipynb #ba1706fb
@@ -239,7 +239,7 @@ def _differences(r, row, state):
     else: # older than chapter `provenance`
         versions = [f'{k} {state[k]} now, {v} then' for k, v in r.facts['versions'].items() if state[k] != v]
         out = ['the kept result has versions, but no provenance', *versions]
-    teachers, used = r.rows.iloc[row].get('teachers'), teachers_used(state)
+    teachers, used = r.rows.iloc[row].get('teachers'), ' '.join(teacher_digests(state)[:1])
     if used and pd.notna(teachers) and used != teachers: out.append(f'teachers: {used} now, {teachers} then')
     return out
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SWEEPS', 'SCALES', 'POLICY_NAMES', 'command_of', 'Job', 'sweep_jobs', 'shown_images', 'settings_row', 'result_row',
-           'run_state', 'teachers_used', 'done_runs', 'collect', 'override_key', 'teacher_pools', 'teacher_jobs',
-           'run_here', 'train', 'evaluation_batches', 'ensemble_logits', 'add_independent', 'Results', 'results',
-           'save_results', 'load_results', 'all_claims']
+           'run_state', 'done_runs', 'collect', 'override_key', 'teacher_pools', 'teacher_jobs', 'run_here', 'train',
+           'evaluation_batches', 'ensemble_logits', 'add_independent', 'Results', 'results', 'save_results',
+           'load_results', 'all_claims']
 
 # %% ../../nbs/62_paper.sweeps.ipynb #4126059a
 import io, json, re, subprocess, sys, time
@@ -31,7 +31,7 @@ from .claims import check_claims
 from .targets import SHARES
 from ..provenance import packages_digest
 from ..reproducible import pick_device
-from ..runs import RunLocked, run_identity
+from ..runs import RunLocked, run_identity, teacher_digests
 from ..settings import (
     Classification, ConfigError, Settings, as_dict, network_options, teacher_recipe)
 
@@ -161,13 +161,6 @@ def run_state(
     "What `state.json` says of a run."
     return json.loads((Path(path)/'state.json').read_text(encoding='utf-8'))
 
-def teachers_used(
-    state:dict, # of `run_state`
-)->str|None: # eight hexadecimal digits for each; None in runs that do not say it
-    "The weights of the teachers that a run's student was distilled from, by their digests."
-    weights = state.get('teacher_weights')
-    return ' '.join(o[:8] for o in weights[0]) if weights else None
-
 def done_runs(
     data_dir:str|Path, # where runs are
 )->dict: # identity: folder; of several the newest
@@ -188,7 +181,7 @@ def collect(
         elif path := done.get(run):
             varied, measured = settings_row(job.settings), result_row(path)
             rows[run] = dict(sweep=job.preset, **varied, **measured, path=str(path))
-            if used := teachers_used(run_state(path)): rows[run]['teachers'] = used
+            if used := teacher_digests(run_state(path)): rows[run]['teachers'] = used[0]
     return pd.DataFrame(rows.values())
 
 # %% ../../nbs/62_paper.sweeps.ipynb #47087f6f

@@ -110,7 +110,8 @@ def test_a_window_is_its_steps_one_after_the_other(photos):
     for images in (photos, photos.to(memory_format=torch.channels_last), photos.repeat(1, 1, 1, 2)[..., :16]):
         assert torch.equal(window(images, seeded(3)), x)
     index = torch.tensor([7, 7, 0])
-    assert torch.equal(window.gather(window.pad(photos), index, seeded(4)), window(photos[index], seeded(4)))
+    numbers = window.draw(len(index), photos.shape[1:], seeded(4))
+    assert torch.equal(window.cut(window.pad(photos), index, *numbers), window(photos[index], seeded(4)))
 
 
 def test_second_crop_pads_the_result_of_the_first():

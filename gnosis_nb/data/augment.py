@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'adjust_brightness', 'adjust_contrast', 'adjust_saturation', 'adjust_hue', 'random_colorjitter',
-           'random_grayscale', 'gaussian_blur', 'random_gaussian_blur', 'Augmentation', 'augmentation']
+           'random_grayscale', 'gaussian_blur', 'random_gaussian_blur', 'draw_steps', 'apply_steps', 'Augmentation',
+           'augmentation']
 
 # %% ../../nbs/25_data.augment.ipynb #4135d691
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
+from itertools import chain, islice
 
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from .geometry import (
-    RandomResizedCrop, Window, check_sizes, check_range, draw_uniform, random_crop, random_flip,
-    random_perspective, random_rotation, transform_some)
+    RandomResizedCrop, Transform, Window, check_sizes, check_range, draw_uniform, random_crop, random_flip,
+    random_perspective, random_rotation, sometimes)
 from .split import check_ratio
 
 # %% ../../nbs/25_data.augment.ipynb #a0cacc01
@@ -64,21 +66,33 @@ def adjust_hue(
 
 # %% ../../nbs/25_data.augment.ipynb #febc7125
 def _draw_orders(n, k, generator):
-    "`n` random orders of `k` things: which one is first, which second, …, int64 [k, n]."
-    return torch.rand(n, k, generator=generator).argsort(1).T
+    "`n` random orders of `k` things: which one is first, which second, …, int64 [n, k]."
+    return torch.rand(n, k, generator=generator).argsort(1)
 
-def _jitter(steps, x, generator):
-    order = _draw_orders(len(x), len(steps), generator)
-    sizes = F.one_hot(order, len(steps)).sum(1).tolist()
-    values = torch.stack([draw_uniform(len(x), bounds, generator) for _, bounds in steps])
-    values = values.to(x.device, non_blocking=True)
-    groups = order.argsort(1).to(x.device, non_blocking=True)
+def _draw_jitter(steps, n, shape, generator):
+    "Orders of the steps and their parameters, [n, k] each."
+    order = _draw_orders(n, len(steps), generator)
+    return order, torch.stack([draw_uniform(n, bounds, generator) for _, bounds in steps], 1)
+
+def _jitter_by_groups(steps, x, order, values):
+    "Each step takes the images whose turn it is."
     x = x.clone()
-    for group, size in zip(groups, sizes):
-        for (adjust, _), value, rows in zip(steps, values, group.split(size)):
-            if len(rows) == 0: continue
-            x.index_copy_(0, rows, adjust(x.index_select(0, rows), value.index_select(0, rows)))
+    for i in range(len(steps)):
+        for k, (adjust, _) in enumerate(steps):
+            rows = (order[:, i] == k).nonzero()[:, 0]
+            if len(rows): x.index_copy_(0, rows, adjust(x.index_select(0, rows), values[rows, k]))
     return x
+
+def _jitter_all(steps, x, order, values):
+    "Each step takes all images, of which those are kept whose turn it is."
+    for turn in order.T[:, :, None, None, None]:
+        adjusted = [adjust(x, v) for (adjust, _), v in zip(steps, values.T)]
+        for k, o in enumerate(adjusted): x = torch.where(turn == k, o, x)
+    return x
+
+def _jitter(steps, x, order, values):
+    run = _jitter_by_groups if x.device.type == 'cpu' else _jitter_all
+    return run(steps, x, order, values)
 
 def random_colorjitter(
     brightness:float|Sequence=0., # b: factors are uniform on [max(0, 1 - b), 1 + b], or between two
@@ -94,23 +108,23 @@ def random_colorjitter(
     steps = [(adjust, o) for adjust, o in zip(adjusts, bounds) if o != (1, 1)]
     turns = check_range('hue', hue, least=-.5, most=.5)
     if turns != (0, 0): steps.append((adjust_hue, turns))
-    return partial(_jitter, steps) if steps else Window()
+    return Transform(partial(_draw_jitter, steps), partial(_jitter, steps)) if steps else Window()
 
 # %% ../../nbs/25_data.augment.ipynb #8a2ccec1
-def _grey(p, x, generator):
-    return transform_some(x, p, generator, lambda part: rgb_to_grayscale(part, part.shape[1]))
+def _no_numbers(n, shape, generator): return ()
+def _grey(x): return rgb_to_grayscale(x, x.shape[1])
 
 def random_grayscale(
     p:float=.1, # probability that an image loses its colours
 )->Callable:
     "Batch transform: replace some images by their grey versions, with as many channels."
     check_ratio('p', p)
-    return partial(_grey, p)
+    return sometimes(Transform(_no_numbers, _grey), p)
 
 # %% ../../nbs/25_data.augment.ipynb #554ab7f1
 def gaussian_blur(
     x:torch.Tensor,              # uint8 [n, C, H, W]
-    sigma:torch.Tensor,          # > 0, standard deviation in pixels, one per image, [n], on the CPU
+    sigma:torch.Tensor,          # > 0, standard deviation in pixels, one per image, [n]
     kernel_size:Sequence=(3, 3), # across and down, odd
 ):
     "Blur each image by a Gaussian of its own width."
@@ -119,14 +133,13 @@ def gaussian_blur(
         raise ValueError(f"kernel_size={tuple(kernel_size)}: "
                          f"expected at most {(2*w - 1, 2*h - 1)} for images of size {[h, w]}")
     if not n: return x
-    kx, ky = ((-(torch.arange(-o, o + 1)/sigma[:, None])**2/2).softmax(1) for o in (across, down))
-    kernel = (ky[:, :, None]*kx[:, None]).repeat_interleave(c, 0)[:, None].to(x.device, non_blocking=True)
+    sigma = sigma.to(x.device, non_blocking=True)[:, None]
+    far = (torch.arange(-o, o + 1, device=x.device) for o in (across, down))
+    kx, ky = ((-(o/sigma)**2/2).softmax(1) for o in far)
+    kernel = (ky[:, :, None]*kx[:, None])[:, None, None].expand(-1, c, -1, -1, -1).flatten(0, 1)
     padded = F.pad(x.float(), (across, across, down, down), mode='reflect')
     groups = padded.reshape(1, n*c, h + 2*down, w + 2*across)
     return F.conv2d(groups, kernel, groups=n*c).view(x.shape).round_().to(torch.uint8)
-
-def _blur(sigma, kernel_size, x, generator):
-    return gaussian_blur(x, draw_uniform(len(x), sigma, generator), kernel_size)
 
 def random_gaussian_blur(
     kernel_size:int|Sequence=3,      # odd number of pixels, or (across, down)
@@ -137,7 +150,8 @@ def random_gaussian_blur(
     bounds = check_range('sigma', sigma, lambda v: (v, v), 0)
     if any(o % 2 == 0 for o in pair): raise ValueError(f"kernel_size={kernel_size!r}: expected odd numbers")
     if bounds[0] == 0: raise ValueError(f"sigma={sigma!r}: expected standard deviations > 0")
-    return partial(_blur, bounds, pair)
+    def draw(n, shape, generator): return draw_uniform(n, bounds, generator),
+    return Transform(draw, partial(gaussian_blur, kernel_size=pair))
 
 # %% ../../nbs/25_data.augment.ipynb #ec463177
 def _horizontal_flip(p=.5): return random_flip(p, -1)
@@ -147,6 +161,46 @@ AUGMENTATIONS = dict(
     crop=random_crop, horizontal_flip=_horizontal_flip, vertical_flip=_vertical_flip,
     rotation=random_rotation, perspective=random_perspective, grayscale=random_grayscale,
     colorjitter=random_colorjitter, gaussian_blur=random_gaussian_blur, random_resized_crop=RandomResizedCrop)
+
+# %% ../../nbs/25_data.augment.ipynb #272e12d5
+def draw_steps(
+    steps:Sequence[Transform], # batch transforms
+    n:int,                     # images
+    shape,                     # [C, H, W] of each
+    generator,                 # on the CPU
+)->list:
+    "The numbers of each step, drawn as if they were applied one after the other."
+    numbers = []
+    for step in steps:
+        numbers.append(step.draw(n, shape, generator))
+        shape = step.shape_after(shape)
+    return numbers
+
+def apply_steps(
+    steps:Sequence[Transform], # batch transforms
+    x:torch.Tensor,            # uint8 [n, C, H, W]
+    numbers:Sequence,          # from `draw_steps`, where the images are
+)->torch.Tensor:
+    "The images after all steps."
+    for step, own in zip(steps, numbers): x = step.apply(x, *own)
+    return x
+
+class _InOrder(Transform):
+    "Transforms, one after the other, as one."
+    def __init__(self, steps): self.steps, self.counts = steps, []
+
+    def draw(self, n, shape, generator):
+        numbers = draw_steps(self.steps, n, shape, generator)
+        self.counts = [len(o) for o in numbers]  # the same each time
+        return tuple(chain.from_iterable(numbers))
+
+    def apply(self, x, *numbers):
+        rest = iter(numbers)
+        return apply_steps(self.steps, x, [tuple(islice(rest, k)) for k in self.counts])
+
+def _in_order(steps):
+    if all(isinstance(o, Transform) for o in steps): return _InOrder(steps)
+    return lambda x, generator: reduce(lambda x, step: step(x, generator), steps, x)
 
 # %% ../../nbs/25_data.augment.ipynb #8f9e9fa7
 def _can_join(a, b):
@@ -164,15 +218,12 @@ class Augmentation:
         for step in steps:
             if self.rest and _can_join(self.rest[-1], step): self.rest[-1] = self.rest[-1] + step
             else: self.rest.append(step)
-        if p == 1 and self.rest and isinstance(self.rest[0], Window): self.window, *self.rest = self.rest
+        if p < 1: self.rest = [sometimes(_in_order(self.rest), p)]
+        elif self.rest and isinstance(self.rest[0], Window): self.window, *self.rest = self.rest
 
     def __call__(self, x, generator):
-        if self.p < 1: return transform_some(x, self.p, generator, lambda o: self._apply(o, generator))
-        return self._apply(x if self.window is None else self.window(x, generator), generator)
-
-    def _apply(self, x, generator):
-        for step in self.rest: x = step(x, generator)
-        return x
+        steps = self.rest if self.window is None else [self.window, *self.rest]
+        return reduce(lambda x, step: step(x, generator), steps, x)
 
 def augmentation(
     names:Sequence=('crop', 'horizontal_flip'), # keys of `AUGMENTATIONS` or batch transforms, in order

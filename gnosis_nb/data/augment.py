@@ -141,6 +141,8 @@ def gaussian_blur(
     groups = padded.reshape(1, n*c, h + 2*down, w + 2*across)
     return F.conv2d(groups, kernel, groups=n*c).view(x.shape).round_().to(torch.uint8)
 
+def _draw_sigma(bounds, n, shape, generator): return draw_uniform(n, bounds, generator),
+
 def random_gaussian_blur(
     kernel_size:int|Sequence=3,      # odd number of pixels, or (across, down)
     sigma:float|Sequence=(.1, 2.),   # standard deviations are uniform between these, in pixels
@@ -150,8 +152,7 @@ def random_gaussian_blur(
     bounds = check_range('sigma', sigma, lambda v: (v, v), 0)
     if any(o % 2 == 0 for o in pair): raise ValueError(f"kernel_size={kernel_size!r}: expected odd numbers")
     if bounds[0] == 0: raise ValueError(f"sigma={sigma!r}: expected standard deviations > 0")
-    def draw(n, shape, generator): return draw_uniform(n, bounds, generator),
-    return Transform(draw, partial(gaussian_blur, kernel_size=pair))
+    return Transform(partial(_draw_sigma, bounds), partial(gaussian_blur, kernel_size=pair))
 
 # %% ../../nbs/25_data.augment.ipynb #ec463177
 def _horizontal_flip(p=.5): return random_flip(p, -1)
@@ -162,7 +163,7 @@ AUGMENTATIONS = dict(
     rotation=random_rotation, perspective=random_perspective, grayscale=random_grayscale,
     colorjitter=random_colorjitter, gaussian_blur=random_gaussian_blur, random_resized_crop=RandomResizedCrop)
 
-# %% ../../nbs/25_data.augment.ipynb #272e12d5
+# %% ../../nbs/25_data.augment.ipynb #9811a094
 def draw_steps(
     steps:Sequence[Transform], # batch transforms
     n:int,                     # images

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from .split import check_ratio
 
-# %% ../../nbs/24_data.geometry.ipynb #8e240d2d
+# %% ../../nbs/24_data.geometry.ipynb #620f4c03
 class Transform:
     "A batch transform in two halves."
     def __init__(self,
@@ -129,8 +129,9 @@ class Window(Transform):
     def _runs(self, total, height, width, numbers, device):
         """The first pixel of every row of each image, [n or 1, h'], counted from the first pixel of the
         unmirrored image; height h' and width w'."""
-        at, numbers = SimpleNamespace(top=self.border, left=self.border, down=1, mirrored=False), list(numbers)
-        at.width, at.h, at.w = width, height - 2*self.border, width - 2*self.border
+        b = self.border
+        at = SimpleNamespace(top=b, left=b, down=1, mirrored=False, width=width)
+        at.h, at.w = height - 2*b, width - 2*b
         for op in self.ops:
             op.move(at, *numbers[:op.draws])
             numbers = numbers[op.draws:]
@@ -211,31 +212,38 @@ def _check_size(p, x, res):
     raise ValueError(f"p={p}: expected 1 for transforms that change the size of images, "
                      f"here from {list(x.shape[2:])} to {list(res.shape[2:])}")
 
+def _transform_some(transform, p, x, generator):
+    rows = (torch.rand(len(x), generator=generator) < p).nonzero().squeeze(1)
+    rows = rows.to(x.device, non_blocking=True)
+    res = transform(x.index_select(0, rows), generator)
+    _check_size(p, x, res)
+    return x.index_copy(0, rows, res)
+
+class _Sometimes(Transform):
+    def __init__(self, transform, p): self.transform, self.p = transform, p
+
+    def draw(self, n, shape, generator):
+        chosen = torch.rand(n, generator=generator) < self.p
+        numbers = self.transform.draw(int(chosen.sum()), shape, generator)
+        return chosen, *_spread(numbers, chosen)
+
+    def apply(self, x, chosen, *numbers):
+        if x.device.type != 'cpu':
+            res = self.transform.apply(x, *numbers)
+            _check_size(self.p, x, res)
+            return torch.where(chosen[:, None, None, None], res, x)
+        rows = chosen.nonzero().squeeze(1)
+        res = self.transform.apply(x.index_select(0, rows), *(o.index_select(0, rows) for o in numbers))
+        _check_size(self.p, x, res)
+        return x.index_copy(0, rows, res)
+
 def sometimes(
     transform:Callable, # a batch transform that keeps the size of images
     p:float,            # probability that an image is transformed
 )->Callable:
     "Batch transform: `transform` of a random share of the images, about `p`."
-    def apply(x, chosen, *numbers):
-        if x.device.type != 'cpu':
-            res = transform.apply(x, *numbers)
-            _check_size(p, x, res)
-            return torch.where(chosen[:, None, None, None], res, x)
-        rows = chosen.nonzero().squeeze(1)
-        res = transform.apply(x.index_select(0, rows), *(o.index_select(0, rows) for o in numbers))
-        _check_size(p, x, res)
-        return x.index_copy(0, rows, res)
-    def draw(n, shape, generator):
-        chosen = torch.rand(n, generator=generator) < p
-        numbers = transform.draw(int(chosen.sum()), shape, generator)
-        return chosen, *_spread(numbers, chosen)
-    def whole(x, generator):  # of a function that does both at once
-        rows = (torch.rand(len(x), generator=generator) < p).nonzero().squeeze(1)
-        rows = rows.to(x.device, non_blocking=True)
-        res = transform(x.index_select(0, rows), generator)
-        _check_size(p, x, res)
-        return x.index_copy(0, rows, res)
-    return Transform(draw, apply) if isinstance(transform, Transform) else whole
+    if isinstance(transform, Transform): return _Sometimes(transform, p)
+    return partial(_transform_some, transform, p)
 
 # %% ../../nbs/24_data.geometry.ipynb #e5ca3cf0
 def _sample(x, grid, interpolation, fill):
@@ -276,6 +284,8 @@ def rotate(
     return _turn(interpolation, fill, x, _cos_sin(degrees).to(x.device, non_blocking=True))
 
 # %% ../../nbs/24_data.geometry.ipynb #416d4730
+def _draw_angles(bounds, n, shape, generator): return _cos_sin(draw_uniform(n, bounds, generator)),
+
 def random_rotation(
     degrees:float|Sequence=20,   # angles are uniform on [-degrees, degrees], or between two
     interpolation:str='nearest', # or 'bilinear'
@@ -284,8 +294,7 @@ def random_rotation(
     "Batch transform: turn each image about its centre by a random angle."
     bounds = check_range('degrees', degrees)
     turn = partial(_turn, _check_interpolation(interpolation), _check_fill(fill))
-    def draw(n, shape, generator): return _cos_sin(draw_uniform(n, bounds, generator)),
-    return Transform(draw, turn)
+    return Transform(partial(_draw_angles, bounds), turn)
 
 # %% ../../nbs/24_data.geometry.ipynb #cea80365
 def _solve_corners(corners, h, w):
@@ -327,6 +336,10 @@ def _random_corners(n, h, w, scale, generator):
     ends = torch.tensor([[0, 0], [w - 1, 0], [w - 1, h - 1], [0, h - 1]])
     return torch.where(ends > 0, ends - inward, inward)
 
+def _draw_warp(scale, n, shape, generator):
+    h, w = shape[1:]
+    return _solve_corners(_random_corners(n, h, w, scale, generator), h, w),
+
 def random_perspective(
     distortion_scale:float=.5,    # how far corners may move, as a share of half the image
     p:float=.5,                   # probability that an image is distorted
@@ -337,10 +350,7 @@ def random_perspective(
     check_ratio('distortion_scale', distortion_scale)
     check_ratio('p', p)
     warp = partial(_warp, _check_interpolation(interpolation), _check_fill(fill))
-    def draw(n, shape, generator):
-        corners = _random_corners(n, *shape[1:], distortion_scale, generator)
-        return _solve_corners(corners, *shape[1:]),
-    return sometimes(Transform(draw, warp), p)
+    return sometimes(Transform(partial(_draw_warp, distortion_scale), warp), p)
 
 # %% ../../nbs/24_data.geometry.ipynb #67005c22
 def _each(transform, x, generator):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONG_TRAINING', 'pick_precision', 'autocast', 'pick_channels_last', 'keep_memory', 'peak_memory', 'pick_compile',
-           'describe_error', 'Compiled', 'CudaGraph', 'PythonGraph', 'Captured', 'frozen']
+           'describe_error', 'Compiled', 'CudaGraph', 'PythonGraph', 'on_streams', 'Captured', 'exact_output',
+           'cast_weights', 'Frozen']
 
 # %% ../nbs/30_compute.ipynb #eaab62c2
 import copy
@@ -13,9 +14,11 @@ import resource
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from .models import ClassifierEnsemble
 
@@ -123,9 +126,19 @@ class CudaGraph:
         self,
         fn:Callable, # of tensors on one CUDA device; returns a tuple of tensors
         inputs, # tensors to record it with
+        stream:torch.cuda.Stream|None=None, # where it was tried before; default: a new one
+        generators=(), # `torch.Generator`s of the device that `fn` draws from, besides the default one
     ):
         self.inputs, self.graph = [o.clone() for o in inputs], torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph): self.outputs = fn(*self.inputs)
+        stream = stream or torch.cuda.Stream()
+        here = torch.cuda.current_stream(stream.device)
+        stream.wait_stream(here)
+        for o in generators: self.graph.register_generator_state(o)
+        # other threads may allocate in the meantime, e.g. to pin memory
+        record = torch.cuda.graph(self.graph, stream=stream, capture_error_mode='thread_local')
+        try:
+            with torch.cuda.device(stream.device), record: self.outputs = fn(*self.inputs)
+        finally: torch.cuda.set_stream(here)  # a recording that fails leaves its own
 
     def __call__(self, *inputs):
         for mine, new in zip(self.inputs, inputs): mine.copy_(new)
@@ -140,6 +153,7 @@ class PythonGraph:
         self,
         fn:Callable, # of tensors; returns a tuple of tensors
         inputs, # tensors to record it with
+        **options, # of `CudaGraph`
     ):
         self.fn, self.inputs = fn, [o.clone() for o in inputs]
         PythonGraph.made += 1
@@ -149,11 +163,13 @@ class PythonGraph:
         return self.fn(*self.inputs)
 
 # %% ../nbs/30_compute.ipynb #b923c0d5
-def _on_streams(calls, device):
-    "Results of functions that return tuples of tensors; on CUDA each has a stream of its own."
-    if device.type != 'cuda': return [o() for o in calls]
-    here, outs = torch.cuda.current_stream(device), []
-    streams = [torch.cuda.Stream(device) for _ in calls]
+def on_streams(
+    calls, # functions of no argument that return tuples of tensors
+    streams, # one CUDA stream for each; None: one after the other, here
+) -> list: # their results
+    "Call functions, each on its stream. What follows waits for all of them."
+    if streams is None: return [o() for o in calls]
+    here, outs = torch.cuda.current_stream(streams[0].device), []
     for stream, call in zip(streams, calls):
         stream.wait_stream(here)
         with torch.cuda.stream(stream): outs.append(call())
@@ -171,52 +187,92 @@ class Captured:
         fn:Callable, # of tensors on one device; returns a tuple of tensors
         record:Callable=CudaGraph, # makes a recording of `fn` and its inputs
         what:str='step', # name of the function in the warning that it runs uncaptured
+        device:torch.device|None=None, # where it computes
+        generators=(), # `torch.Generator`s of the device that `fn` draws from, besides the default one
     ):
         self.fn, self.record, self.what = fn, record, what
-        self.failed = False
+        cuda = device is not None and torch.device(device).type == 'cuda'
+        self.streams = [torch.cuda.Stream(device)] if cuda else None
+        self.options = dict(stream=self.streams[0], generators=generators) if cuda else {}
         self.forget()
 
     def forget(self):
         "Drop all recordings."
-        self.seen, self.recordings = {}, {}
+        self.seen, self.recordings, self.failed = {}, {}, set()
 
     def __call__(self, *inputs, key=()):
-        if self.failed: return self.fn(*inputs)
         key = key, tuple((o.shape, o.dtype, o.stride()) for o in inputs)
         if key in self.recordings: return self.recordings[key](*inputs)
+        if self._is_due(key): self._record(key, inputs)
+        if key in self.recordings: return self.recordings[key](*inputs)
+        return on_streams([lambda: self.fn(*inputs)], self.streams)[0]
+
+    def _is_due(self, key):
+        if key in self.failed or len(self.recordings) == self.most: return False
         self.seen[key] = self.seen.get(key, 0) + 1
-        if self.seen[key] <= self.warmup or len(self.recordings) == self.most:
-            call = lambda: self.fn(*inputs)  # on a side stream, as torch asks for before a capture
-            return _on_streams([call], inputs[0].device)[0]
-        try: self.recordings[key] = self.record(self.fn, inputs)
+        return self.seen[key] > self.warmup
+
+    def _record(self, key, inputs):
+        try: self.recordings[key] = self.record(self.fn, inputs, **self.options)
         except Exception as e:
-            self.failed = True
+            self.failed.add(key)
             warnings.warn(f"the {self.what} runs uncaptured: {describe_error(e)}")
-            return self.fn(*inputs)
-        return self.recordings[key](*inputs)
 
 # %% ../nbs/30_compute.ipynb #d9c9767e
-def _side_by_side(nets, x):
-    "Logits [batch, m, classes] of m networks for one batch; on CUDA they compute at the same time."
-    calls = [lambda net=net: (net(x),) for net in nets]
-    return torch.stack([out for out, in _on_streams(calls, x.device)], 1)
+def _exact(layer, x):
+    with torch.autocast(x.device.type, enabled=False): return F.linear(x.float(), layer.weight, layer.bias)
 
-def frozen(
-    net:nn.Module, # in evaluation mode; a `ClassifierEnsemble` gives logits [batch, m, classes]
-    precision:str='fp32', # 'fp32' or 'bf16', as picked
-    compile:bool=False, # compile for the shape of the first batch
-    record:Callable|None=None, # recordings for `Captured`; None: `CudaGraph` on CUDA, nothing elsewhere
-) -> Callable: # images -> logits, fp32, without gradients
-    "`net` as a fast function. It computes with the weights that `net` has now."
-    device, ensemble = next(net.parameters()).device, isinstance(net, ClassifierEnsemble)
-    if compile: net = copy.deepcopy(net)  # compiled code keeps its own network
-    def logits(x):
-        if not ensemble: return type(net).forward(net, x)
-        if compile: return torch.stack([o(x) for o in net.models], 1)
-        return _side_by_side(net.models, x)
-    run = Compiled(logits, options=dict(freezing=True)) if compile else logits
-    def ask(x):
-        with torch.no_grad(), autocast(device, precision): return run(x).float(),
-    record = record or (CudaGraph if device.type == 'cuda' else None)
-    fast = Captured(ask, record, 'teacher') if record else ask
-    return lambda x: fast(x)[0]
+def exact_output(
+    net:nn.Module, # a classifier
+) -> Callable: # call it to undo this
+    "Compute the last linear layer in fp32 within autocast, for logits of bf16 have ties."
+    linear = [o for o in net.modules() if isinstance(o, nn.Linear) and o is not net][-1:]
+    for o in linear: o.forward = partial(_exact, o)
+    return lambda: [vars(o).pop('forward', None) for o in linear]
+
+def cast_weights(
+    net:nn.Module, # in evaluation mode
+) -> nn.Module: # a copy
+    "Weights in bf16, as autocast would cast them in every call; its last layer is exact."
+    net = copy.deepcopy(net)
+    for o in net.modules():
+        if isinstance(o, (nn.Linear, nn.modules.conv._ConvNd)): o.to(torch.bfloat16)
+    for o in [o for o in net.modules() if isinstance(o, nn.Linear)][-1:]: o.float()
+    exact_output(net)
+    return net
+
+# %% ../nbs/30_compute.ipynb #8f8760ac
+class Frozen:
+    "A network whose weights do not change as a function: images -> logits, fp32, without gradients."
+    def __init__(
+        self,
+        net:nn.Module, # in evaluation mode; a `ClassifierEnsemble` gives logits [batch, m, classes]
+        precision:str='fp32', # 'fp32' or 'bf16', as picked
+        compile:bool=False, # compile for the shape of the first batch
+        record:Callable|None=None, # recordings for `Captured`; None: `CudaGraph` on CUDA, nothing elsewhere
+    ):
+        self.device, self.precision = next(net.parameters()).device, precision
+        self.many, cuda = isinstance(net, ClassifierEnsemble), self.device.type == 'cuda'
+        nets = list(net.models) if self.many else [net]
+        if precision == 'bf16': nets = [cast_weights(o) for o in nets]
+        elif compile: nets = [copy.deepcopy(o) for o in nets]  # compiled code keeps its own networks
+        self.nets, self.streams = nets, None
+        if cuda and len(nets) > 1: self.streams = [torch.cuda.Stream(self.device) for _ in nets]
+        self.run = Compiled(self._logits, options=dict(freezing=True)) if compile else self._logits
+        record = record or (CudaGraph if cuda else None)
+        self.fast = Captured(self._ask, record, 'teacher', self.device) if record else self._ask
+
+    def __call__(self, x): return self.fast(x)[0]
+
+    def plain(self, x): # images
+        "The same without a recording of its own."
+        return self._ask(x)[0]
+
+    def _ask(self, x):
+        with torch.no_grad(), autocast(self.device, self.precision): return self.run(x).float(),
+
+    def _logits(self, x):
+        # the class's forward: a network that learns elsewhere has another one for the time being
+        calls = [lambda net=net: (type(net).forward(net, x),) for net in self.nets]
+        if not self.many: return calls[0]()[0]
+        return torch.stack([out for out, in on_streams(calls, self.streams)], 1)

@@ -15,7 +15,7 @@ from fastai.learner import Learner, Recorder
 
 from .checkpoint import CheckpointError, load_network
 from .distill import PrintProgress
-from .together import fit_together, pick_parallel
+from .together import draw_apart, pick_parallel, run_together
 from .inputs import Inputs
 from .learner import optimizer
 from .models import build_classifier
@@ -111,8 +111,10 @@ def fit_all(
     k, todo = pick_parallel(parallel, device), [name for name in prepare if name not in nets]
     for i in range(0, len(todo), k):
         learners, fits = zip(*[prepare[name]() for name in todo[i:i+k]])
-        if k == 1: fits[0]()
-        else: fit_together(fits, learners)
+        together = k > 1 and draw_apart([o.model for o in learners], device)
+        if together: run_together(fits, device)
+        else:
+            for fit_one in fits: fit_one()
         nets.update({name: o.model for name, o in zip(todo[i:i+k], learners)})
     for name in prepare: run.drop_state(name)
     return nets

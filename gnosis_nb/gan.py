@@ -15,7 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelBatchException, CancelValidException
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
+from fastai.learner import Learner, Recorder
 from fastai.metrics import ValueMetric
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -24,8 +24,8 @@ from IPython.display import display
 from .compute import autocast
 from .data.images import ImageSets, normalizer
 from .data.loaders import ImageLoader, show_images
-from .engine import StepEngine, divergence, grad_norm
-from .learner import optimizer
+from .engine import QuickLearner, StepEngine, divergence, fastest_algorithms, grad_norm
+from .learner import LossRecorder, optimizer
 from .models.sngan import noise_like
 from .quality import SampleQuality
 
@@ -139,9 +139,8 @@ class GANEngine(StepEngine):
     def _makes_own_step(self): return True  # fastai's has one loss and one step of the optimiser
 
     def _prepare(self, device, precision, compile):
-        self.device, self.picked = device, precision
-        self.cudnn = torch.backends.cudnn.benchmark
-        if device.type == 'cuda': torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
+        self.picked = precision
+        if device.type == 'cuda': self.undo.append(fastest_algorithms())
 
     def before_train(self): self.made = dict(disc_loss=[], gen_loss=[])  # losses, and norms of gradients
     def before_validate(self): raise CancelValidException()  # samples are judged, not losses
@@ -182,9 +181,8 @@ def _draw(self:GANEngine, n):
 @patch
 def _update(self:GANEngine, name, *tensors):
     "One update; returns its loss."
-    self.counts = len(tensors), 0
-    step = self._replay if self.recorded else self._step
-    self.made[name].append(step(*tensors))
+    step = self._replay if self.recorded else self.make_step
+    self.made[name].append(step(tensors, (), ()))
     return self.made[name][-1][0]
 
 @patch
@@ -247,7 +245,9 @@ def gan_learner(
         raise ValueError(f"gen_update_period={period}: expected a divisor of the epoch's {n} batches")
     gan, opt_func = GAN(generator, discriminator).to(dls.device), optimizer(opt, betas=tuple(betas))
     cbs = [own, *L(scores), *L(cbs)]
-    learn = Learner(dls, gan, F.mse_loss, opt_func=opt_func, lr=lr, splitter=_groups, wd=0., cbs=cbs)
+    learn = QuickLearner(dls, gan, F.mse_loss, opt_func=opt_func, lr=lr, splitter=_groups, wd=0., cbs=cbs)
+    learn.remove_cb(Recorder)
+    learn.add_cb(LossRecorder())
     learn.metrics = _columns(own, scores) + L(metrics)
     learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False  # there is no validation
     return learn

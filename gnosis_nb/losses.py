@@ -126,6 +126,14 @@ class HardCrossEntropy(DistillationLoss):
         self.mode, self.corruption_ratio = mode, corruption_ratio
         self.generator = generator
 
+    def draw_on(self,
+        device:torch.device, # where the logits are
+    ):
+        "From now on draw there: from a generator that the present one seeds."
+        if self.generator is None or self.generator.device.type == torch.device(device).type: return
+        seed = torch.randint(2**62, (1,), generator=self.generator, device=self.generator.device).item()
+        self.generator = torch.Generator(device).manual_seed(seed)
+
     def get_extra_state(self):
         return self.generator.get_state() if self.generator else torch.empty(0, dtype=torch.uint8)
 
@@ -151,6 +159,7 @@ class ConvexCrossEntropy(DistillationLoss):
 
     Raises `ValueError` for `T_max` ≤ 0, or β outside [0, 1]."""
     tau_squared = True
+    schedule_in_buffers = True  # β is computed on the device
 
     def __init__(self,
         T_max:int, # epochs until β is 0

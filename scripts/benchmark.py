@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torchvision import transforms
 
 from gnosis_nb.cka import linear_cka
-from gnosis_nb.compute import (Captured, autocast, frozen, keep_memory, peak_memory, pick_channels_last,
+from gnosis_nb.compute import (Captured, Frozen, autocast, keep_memory, peak_memory, pick_channels_last,
     pick_precision)
 from gnosis_nb.data.augment import augmentation
 from gnosis_nb.data.folder import DataNotFound, image_folder
@@ -41,7 +41,7 @@ from gnosis_nb.inputs import evaluation_rows
 from gnosis_nb.learner import student_learner, teacher_learner
 from gnosis_nb.metrics import accuracy, agreement, ece, nll, predictive_kl
 from gnosis_nb.models import ClassifierEnsemble, build_classifier
-from gnosis_nb.together import fit_together
+from gnosis_nb.together import run_together
 
 SKIP = 5  # batches before the clock starts: a step is captured at the fourth
 
@@ -347,7 +347,8 @@ def bare(args, depth, precision, how, channels_last=True):
         opt.step()
         opt.zero_grad()
         return value.detach(),
-    return partial(timed, Captured(step) if how == 'graph' else step, repeat((x, y)), args)
+    run = Captured(step, device=args.device) if how == 'graph' else step
+    return partial(timed, run, repeat((x, y)), args)
 
 
 # What is measured
@@ -406,7 +407,7 @@ def ask(args, depth, m, how):
         with torch.no_grad(), autocast(args.device, used): return [o(x) for o in teachers]
     answer = each
     if how in ('frozen', 'compiled'):
-        answer = frozen(ClassifierEnsemble(*teachers).eval(), precision, how == 'compiled')
+        answer = Frozen(ClassifierEnsemble(*teachers).eval(), precision, how == 'compiled')
     batches = repeat((x, range(args.batch)))
     return lambda: 1000 * args.batch / timed(lambda x, y: answer(x), batches, args)
 
@@ -435,7 +436,7 @@ def several(args, depth, at_once):
     fits = [partial(o.fit, 1) for o in learners]
     def one_by_one():
         for fit in fits: fit()
-    return seconds(partial(fit_together, fits, learners) if at_once else one_by_one, args.device)
+    return seconds(partial(run_together, fits, args.device) if at_once else one_by_one, args.device)
 
 
 def together(args, facts):

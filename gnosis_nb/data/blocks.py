@@ -196,13 +196,11 @@ class DistillLoader(DataLoader):
         for *pairs, idx in zip(*streams, idxs):
             xs, ys = zip(*pairs)
             x = self.parts[0].join(xs) if len(xs) > 1 else xs[0]
-            if self.repeats: self.made_of = self.numbers_of(idx)
+            if self.repeats: self.made_of = self._in_all(idx)
             yield self.finish(x, torch.cat(ys), [len(i) for i in idx])
 
-    def numbers_of(self,
-        idx, # row numbers of every part
-    ):
-        "Row numbers in all parts together, [batch]."
+    def _in_all(self, idx):
+        "Row numbers in all parts together, [batch], from those of every part."
         first = [0, *itertools.accumulate(len(o.dataset) for o in self.parts)]
         return torch.cat([o + n for o, n in zip(idx, first)])
 
@@ -294,6 +292,19 @@ def draw(self:DistillLoader,
 ):
     "All that a batch depends on, a tree of tensors on the CPU (`data.loaders`)."
     return tuple(part.draw(i) for part, i in zip(self.parts, idx)), self._draw_finish(sum(map(len, idx)))
+
+@patch
+def row_numbers(self:DistillLoader,
+    numbers, # from `draw`
+):
+    "Which rows a batch has, [batch], where all parts are counted together."
+    return self._in_all([part.row_numbers(o) for part, o in zip(self.parts, numbers[0])])
+
+@patch
+def generators(self:DistillLoader):
+    "The generators on a GPU that `make` draws from, besides the default one."
+    found = [self._pixels, *vars(self.synth).values()] if hasattr(self.synth, '__dict__') else [self._pixels]
+    return tuple(o for o in found if isinstance(o, torch.Generator) and o.device.type == 'cuda')
 
 @patch
 def make(self:DistillLoader,

@@ -206,7 +206,7 @@ def _tile(self:ImageLoader, shape): # (H, W, C)
         self._tiles[shape] = tuple(repeat(o).to(self.device) for o in (255*shift, 1/(255*scale)))
     return self._tiles[shape]
 
-# %% ../../nbs/26_data.loaders.ipynb #0f9e61ad
+# %% ../../nbs/26_data.loaders.ipynb #7ffc5328
 def send(
     tree,   # a tensor, or a tuple or list of trees
     device, # where it goes
@@ -223,6 +223,13 @@ def draw(self:ImageLoader,
     n, shape = len(idx), self.dataset.shape
     cut = self.window.draw(n, shape, self.generator)
     return idx, cut, draw_steps(self.rest, n, self.window.shape_after(shape), self.generator)
+
+@patch
+def row_numbers(self:ImageLoader,
+    numbers, # from `draw`
+):
+    "Which rows a batch has, [batch]."
+    return numbers[0]
 
 @patch
 def make(self:ImageLoader,

@@ -181,7 +181,7 @@ def on_streams(
 # %% ../nbs/30_compute.ipynb #1328fdbf
 class Captured:
     "`fn(*tensors) -> tuple of tensors`, recorded at the fourth call of its kind, then replayed."
-    warmup, most = 3, 8  # calls before a recording; recordings
+    most = 8  # recordings
     def __init__(
         self,
         fn:Callable, # of tensors on one device; returns a tuple of tensors
@@ -189,8 +189,9 @@ class Captured:
         what:str='step', # name of the function in the warning that it runs uncaptured
         device:torch.device|None=None, # where it computes
         generators=(), # `torch.Generator`s of the device that `fn` draws from, besides the default one
+        warmup:int=3, # calls of a kind before its recording
     ):
-        self.fn, self.record, self.what = fn, record, what
+        self.fn, self.record, self.what, self.warmup = fn, record, what, warmup
         cuda = device is not None and torch.device(device).type == 'cuda'
         self.streams = [torch.cuda.Stream(device)] if cuda else None
         self.options = dict(stream=self.streams[0], generators=generators) if cuda else {}
@@ -241,7 +242,7 @@ def cast_weights(
     exact_output(net)
     return net
 
-# %% ../nbs/30_compute.ipynb #8f8760ac
+# %% ../nbs/30_compute.ipynb #44211b2e
 class Frozen:
     "A network whose weights do not change as a function: images -> logits, fp32, without gradients."
     def __init__(

@@ -117,10 +117,10 @@ class StepEngine(Callback):
         self.recorded = self.own and record is not None and self._make_recordable(device)
         if self.recorded: self.step = self.recording(self._step)
 
-    def recording(self, fn, what='step'):
-        "`fn`, a function of tensors that trains, as recordings."
+    def recording(self, fn, what='step', warmup=3):
+        "`fn`, a function of tensors that is part of the training, as recordings."
         drawing = [g for o in (self.loss_func, self.dls.train) for g in getattr(o, 'generators', tuple)()]
-        return Captured(fn, self.record or CudaGraph, what, self.device, drawing)
+        return Captured(fn, self.record or CudaGraph, what, self.device, drawing, warmup)
 
     def after_fit(self): self.clean_up()
 
@@ -315,13 +315,14 @@ def give_up(self:StepEngine,
     self._make_ordinary()
     warn_once(self.learn, f"the step runs uncaptured: {problem}")
 
-# %% ../nbs/32_engine.ipynb #349ddcce
+# %% ../nbs/32_engine.ipynb #db0419a1
 _OF_BATCHES = {'before_batch', 'after_batch', 'after_cancel_batch', *_INNER_EVENTS}
 
 class QuickLearner(Learner):
     "A Learner that tells of the events of a batch whoever listens."
     def __call__(self, event_name):
-        if event_name not in _OF_BATCHES: return super().__call__(event_name)
+        of_batches = isinstance(event_name, str) and event_name in _OF_BATCHES
+        if not of_batches: return super().__call__(event_name)
         for cb in self._listeners(event_name): cb(event_name)
 
     def _listeners(self, event_name):

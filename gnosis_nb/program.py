@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Plan', 'SoFar', 'EpochProgram']
 
-# %% ../nbs/33_program.ipynb #a38bab36
+# %% ../nbs/33_program.ipynb #63a00004
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from .compute import describe_error
 from .engine import StepEngine, listens, warn_once
 from .together import let_others
 
-# %% ../nbs/33_program.ipynb #6cf0e73d
+# %% ../nbs/33_program.ipynb #49146b9c
 def _leaves(tree):
     if isinstance(tree, torch.Tensor): return [tree]
     return [o for part in tree for o in _leaves(part)]
@@ -67,14 +67,14 @@ class Plan:
 
     def advance(self): self.at += 1
 
-# %% ../nbs/33_program.ipynb #a933fe95
+# %% ../nbs/33_program.ipynb #c336cd0b
 class _Rows:
     "Room for `n` rows of tensors and a batch, which are written one batch after the other."
     def __init__(self, n): self.n, self.room, self.at = n, None, None
 
     def write(self, *tensors):
         if self.room is None:  # the first batch is the largest
-            self.room = [o.new_empty(self.n + len(o), *o.shape[1:]) for o in tensors]
+            self.room = [o.new_zeros(self.n + len(o), *o.shape[1:]) for o in tensors]
             self.at = torch.zeros(1, dtype=torch.int64, device=tensors[0].device)
         rows = self.at + torch.arange(len(tensors[0]), device=self.at.device)
         for room, o in zip(self.room, tensors): room.index_copy_(0, rows, o)
@@ -93,7 +93,7 @@ class SoFar:
     @property
     def new_rows(self): return sum(self.sizes[len(self.sizes) - self.new:])
 
-# %% ../nbs/33_program.ipynb #fc71f76f
+# %% ../nbs/33_program.ipynb #24c58459
 _EVENTS = 'before_batch', 'after_batch', 'after_cancel_batch'
 _KNOWN = TrainEvalCallback, CastToTensor, ProgressCallback, StepEngine
 
@@ -139,7 +139,7 @@ class EpochProgram(Callback):
         "Why training goes batch by batch; '' where that is known or needs no words; None if it does not."
         learn, engine = self.learn, getattr(self.learn, 'step_engine', None)
         if engine is None or not engine.own or not getattr(learn.dls.train, 'can_draw', False): return ''
-        if type(learn).one_batch is not Learner.one_batch: return ''
+        if type(learn).one_batch is not Learner.one_batch or hasattr(learn, 'lr_finder'): return ''
         if getattr(getattr(learn, 'recorder', None), 'train_metrics', False): return ''
         other = next((o for o in learn.cbs if not _takes_part(o)), None)
         if other is None: return None
@@ -150,12 +150,12 @@ class EpochProgram(Callback):
         if self.training: self._train_epoch()
         else: type(self.learn).all_batches(self.learn)
 
-# %% ../nbs/33_program.ipynb #f97182cd
+# %% ../nbs/33_program.ipynb #3648a0da
 @patch
 def _make_batch(self:EpochProgram):
     "A batch of the kind `self.kind`, from reading its numbers to keeping what came of it."
     sizes, recall = self.kind
-    plan, loader, engine = self.plans[sizes], self.dls.train, self.learn.step_engine
+    plan, loader, engine = self.plans[sizes], self.dls.train, self.engine
     numbers = plan.read()
     x, y, *temp = loader.make(numbers)
     xb = engine.laid_out((x,))
@@ -178,16 +178,17 @@ def _take(self:EpochProgram):
     self.kept.at.zero_()
     return ()
 
-# %% ../nbs/33_program.ipynb #52880425
+# %% ../nbs/33_program.ipynb #076014e3
 @patch
 def _train_epoch(self:EpochProgram):
     idxs = self.dls.train.plan()
     self.learn.n_iter = len(idxs)
     self._begin(len(idxs))
+    done, rows_in = self.done, self.rows_in
     for sizes, rows in self._planned(idxs):
         self._run(sizes, rows)
-        self.done.append(self.rows_in[sizes])
-        self.filled += self.done[-1]
+        done.append(rows_in[sizes])
+        self.filled += done[-1]
         if self.filled >= self.measured: self._measure()
         if time.monotonic() - self.told > self.period: self._tell()
         let_others()
@@ -199,18 +200,26 @@ def _train_epoch(self:EpochProgram):
 @patch
 def _begin(self:EpochProgram, n):
     "Room for `n` batches, empty."
-    engine = self.learn.step_engine
-    if self.losses is None or len(self.losses) != n:
-        self._forget()
-        self.losses, self.norms = (torch.zeros(n, device=engine.device) for _ in range(2))
-        self.at = torch.zeros(1, dtype=torch.int64, device=engine.device)
-        self.run_batch = engine.recording(self._make_batch, 'epoch') if engine.recorded else self._plainly
-        self.run_take = engine.recording(self._take, 'measurement') if engine.recorded else self._take_plainly
+    self.engine, loss = self.learn.step_engine, self.loss_func
+    if self.losses is None or len(self.losses) != n: self._make_room(n)
     self.at.zero_()
-    if engine.recorded: engine.fill_rates()
-    self.settings = engine.settings(), getattr(self.loss_func, 'constants', tuple)()
-    if engine.recorded and getattr(self.loss_func, 'changes', False): self.run_batch.forget()
+    self.recalls, self.learnt = (getattr(loss, o, None) for o in ('recalls', 'learnt'))
+    self.settings = self.engine.settings(), getattr(loss, 'constants', tuple)()
+    if self.engine.recorded:
+        self.engine.fill_rates()
+        if getattr(loss, 'changes', False): self.run_batch.forget()
     self.done, self.filled, self.reported, self.told = [], 0, 0, time.monotonic()
+
+@patch
+def _make_room(self:EpochProgram, n):
+    self._forget()
+    device = self.engine.device
+    self.losses, self.norms = (torch.zeros(n, device=device) for _ in range(2))
+    self.at = torch.zeros(1, dtype=torch.int64, device=device)
+    self.run_batch, self.run_take = self._plainly, self._take_plainly
+    if not self.engine.recorded: return
+    self.run_batch = self.engine.recording(self._make_batch, 'epoch')
+    self.run_take = self.engine.recording(self._take, 'measurement', warmup=1)
 
 @patch
 def _plainly(self:EpochProgram, key): self._make_batch()
@@ -221,14 +230,15 @@ def _take_plainly(self:EpochProgram, key): self._take()
 @patch
 def _planned(self:EpochProgram, idxs):
     "Of each batch the sizes of its parts, and its rows where they repeat; its numbers are sent before."
-    loader, piece, room = self.dls.train, [], self.most_bytes
+    loader, plans, piece, room = self.dls.train, self.plans, [], self.most_bytes
+    draw, one = loader.draw, isinstance(idxs[0], torch.Tensor)
+    rows_of = loader.row_numbers if loader.repeats else lambda tree: None
     for idx in idxs:
-        tree = loader.draw(idx)
-        sizes = (len(idx),) if isinstance(idx, torch.Tensor) else tuple(map(len, idx))
-        piece.append((sizes, loader.row_numbers(tree) if loader.repeats else None, tree))
-        if sizes not in self.plans:
-            self.plans[sizes] = Plan(tree, len(idxs), self.most_bytes, self.at.device)
-        room -= self.plans[sizes].width
+        tree = draw(idx)
+        sizes = (len(idx),) if one else tuple(map(len, idx))
+        piece.append((sizes, rows_of(tree), tree))
+        if sizes not in plans: plans[sizes] = Plan(tree, len(idxs), self.most_bytes, self.at.device)
+        room -= plans[sizes].width
         if room <= 0:
             yield from self._send(piece)
             piece, room = [], self.most_bytes
@@ -244,19 +254,18 @@ def _send(self:EpochProgram, piece):
 @patch
 def _run(self:EpochProgram, sizes, rows):
     "One batch."
-    recalls = getattr(self.loss_func, 'recalls', None)
-    recall = rows is not None and recalls is not None and recalls(rows)
-    self.kind = sizes, recall
+    repeats = rows is not None and self.recalls is not None
+    recall = repeats and self.recalls(rows)
+    self.kind, problem = (sizes, recall), None
     try: self.run_batch(key=(self.kind, self.settings))
     except RuntimeError as e:
-        if not self.learn.step_engine.recorded or self.run_batch.recordings: raise
+        if not self.engine.recorded or self.run_batch.recordings: raise
         problem = describe_error(e)
-    else: problem = None
     if problem:
-        self.learn.step_engine.give_up(problem)
+        self.engine.give_up(problem)
         self.run_batch, self.run_take = self._plainly, self._take_plainly
         self._make_batch()
-    if recalls and rows is not None and not recall: self.loss_func.learnt(rows)
+    if repeats and not recall: self.learnt(rows)
 
 @patch
 def _measure(self:EpochProgram):

@@ -54,7 +54,7 @@ from gnosis_nb.models import ClassifierEnsemble, LSTMClassifier, build_classifie
 from gnosis_nb.predictions import collect_predictions
 from gnosis_nb.quality import SampleQuality, classifier_judge
 from gnosis_nb.resume import KeepState
-from gnosis_nb.together import fit_together
+from gnosis_nb.together import run_together
 
 PROBLEMS = 'error', 'race', 'hazard', 'hidden sync'  # what a simulated device says that is wrong
 BATCHES, ROWS = 5, 16  # of an epoch: a recording is made at the fourth batch
@@ -391,7 +391,7 @@ def together(rig):
     learners = [one(i) for i in range(3)]
     def fit(learn):
         with learn.no_logging(), learn.no_bar(): learn.fit(2)
-    fit_together([partial(fit, o) for o in learners], learners)
+    run_together([partial(fit, o) for o in learners], torch.device(rig.device))
     after = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = before
     if after != before: raise AssertionError(f'cudnn.benchmark is {after} after the fits, and was {before}')

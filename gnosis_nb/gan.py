@@ -147,7 +147,7 @@ class GANEngine(StepEngine):
 
     def losses(self):
         "Mean losses of the epoch so far, `disc_loss` and `gen_loss`; NaN where there was no update."
-        def mean(made): return torch.stack([loss for loss, _ in made]).double().mean().item()
+        def mean(made): return torch.stack([loss for loss, _ in made]).cpu().double().mean().item()
         return {k: mean(made) if made else float('nan') for k, made in self.made.items()}
 
     def state_dict(self):

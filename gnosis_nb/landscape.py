@@ -126,6 +126,7 @@ class _Measure:
         self.net, self.data = net, data
         self.statistics = statistics  # batches to find BatchNorm statistics in
         self.together = together and statistics is None
+        if self.together: self.data = [(x.contiguous(), *rest) for x, *rest in data]
         self.one = lambda weights, *batch: _batch_sums(net, loss, temp, weights, *batch)
 
     def _over_data(self, f, weights):

@@ -86,9 +86,9 @@ class DIST(DistillationLoss):
     ) -> Tensor: # scalar
         log_t, log_s, tau = self.soften(teacher_logits, student_logits, temp)
         p_t, p_s = log_t.exp(), log_s.exp()
-        weight = torch.as_tensor(tau, device=log_s.device)**2
+        weight = tau**2
         inter, intra = (_pearson_loss(p_t, p_s, dim) for dim in (1, 0))
-        mean_weight = weight.mean(dtype=p_s.dtype)
+        mean_weight = weight.mean(dtype=p_s.dtype) if isinstance(weight, Tensor) else weight
         return self.inter*(weight*inter[:, None]).mean() + self.intra*mean_weight*intra.mean()
 
 # %% ../nbs/03_losses_beyond.ipynb #18209e73

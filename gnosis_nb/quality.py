@@ -19,6 +19,7 @@ from torchmetrics.image.inception import InceptionScore
 from torchvision.models import Inception_V3_Weights, inception_v3
 
 from .data.folder import DataNotFound
+from .metrics import sum_dtype
 
 # %% ../nbs/38_quality.ipynb #4d93e28b
 class _Features(nn.Module):
@@ -28,16 +29,19 @@ class _Features(nn.Module):
         self.num_features = n
     def forward(self, x): return x
 
-def _frechet(n): return FrechetInceptionDistance(feature=_Features(n), reset_real_features=False)
+def _frechet(features):
+    "The metric for such features, on their device if it has float64, else on the CPU."
+    metric = FrechetInceptionDistance(feature=_Features(features.shape[1]), reset_real_features=False)
+    return metric.to(features.device if sum_dtype(features.device) == torch.float64 else 'cpu')
 
 def frechet_distance(
     real:torch.Tensor, # features of real images [n, d], n >= 2
     fake:torch.Tensor, # features of synthetic images [m, d], m >= 2
 ) -> float:
     "Fréchet distance of Gaussians with the features' means and covariances (Heusel et al. 2017, eq. 6)."
-    metric = _frechet(real.shape[1]).to(real.device)
-    metric.update(real, real=True)
-    metric.update(fake, real=False)
+    metric = _frechet(real)
+    metric.update(real.to(metric.device), real=True)
+    metric.update(fake.to(metric.device), real=False)
     return metric.compute().item()
 
 # %% ../nbs/38_quality.ipynb #f2357c1a
@@ -163,8 +167,8 @@ class SampleQuality:
         for batch in self.real:
             x = batch if isinstance(batch, torch.Tensor) else batch[0]
             features, _ = self.judge(x[:self.n - seen].to(device))
-            if self.metric is None: self.metric = _frechet(features.shape[1]).to(device)
-            self.metric.update(features, real=True)
+            if self.metric is None: self.metric = _frechet(features)
+            self.metric.update(features.to(self.metric.device), real=True)
             seen += len(features)
             if seen >= self.n: break
         if seen < 2: raise ValueError(f"real: expected at least 2 images, got {seen}")
@@ -175,7 +179,7 @@ class SampleQuality:
         with torch.no_grad():
             for i in range(0, self.n, self.bs):
                 features, z = self.judge(generator.sample(min(self.bs, self.n - i), generator=rng))
-                self.metric.update(features, real=False)
+                self.metric.update(features.to(self.metric.device), real=False)
                 logits.append(z)
         return torch.cat(logits)
 

@@ -82,6 +82,8 @@ class SimTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, elem):
+        if elem.dtype is torch.float64 and not SIM.float64:
+            raise TypeError('Cannot convert a MPS Tensor to float64 dtype')
         return torch.Tensor._make_wrapper_subclass(cls, elem.size(), strides=elem.stride(), dtype=elem.dtype,
             storage_offset=elem.storage_offset(), layout=elem.layout, device=SIM.device)
 
@@ -311,8 +313,8 @@ class graph:
 
 class Sim:
     "The state of the device, and what has happened on it."
-    def __init__(self, device, roots, old):
-        self.device, self.roots, self.old = device, roots, old
+    def __init__(self, device, roots, old, float64):
+        self.device, self.roots, self.old, self.float64 = device, roots, old, float64
         self.clocks, self.capturing, self.graphs, self.lock = {}, {}, [], threading.RLock()
         self.stuck = self.looking = False  # a generator left in capture mode; somebody looks at a leaf's node
         self.events, self.count, self.sync_mode = [], Counter(), 0
@@ -754,11 +756,12 @@ def device(
     index=0, # of the GPU that is used; there are index + 1 of them, and the current one is cuda:0
     roots=('gnosis_nb', 'fastai'), # parts of the names of files whose lines are shown
     old=IS_OLD, # as before torch 2.12: generators are registered with graphs, which share their offsets
+    float64=True, # has it? MPS, which is not simulated otherwise, has not
 ):
     "A GPU within the context."
     global SIM
     if not torch.backends.cuda.is_built(): raise RuntimeError('simcuda needs a CUDA build of torch')
-    SIM = Sim(torch.device('cuda', index), roots, old)
+    SIM = Sim(torch.device('cuda', index), roots, old, float64)
     _here.__dict__.clear()
     SIM.generator = Generator('cuda').manual_seed(0)
     torch._C._ensureCUDADeviceGuardSet()

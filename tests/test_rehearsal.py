@@ -14,15 +14,21 @@ from torch import nn
 
 import gnosis_nb.compute as compute
 import gnosis_nb.engine as engine
+import gnosis_nb.quality as quality
 from gnosis_nb.data.augment import augmentation
 from gnosis_nb.data.loaders import image_dls
 from gnosis_nb.learner import teacher_learner
+from gnosis_nb.losses import ConvexCrossEntropy
+from gnosis_nb.losses_beyond import DIST
+from gnosis_nb.models import LSTMClassifier
+from gnosis_nb.resume import training_state
 
 pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.skipif(
     not torch.backends.cuda.is_built(), reason='a simulated GPU needs a CUDA build of torch')]
 
 def defect(number, why): return pytest.mark.xfail(strict=True, reason=f'D{number}: {why}')
 
+HALF = 'autocast runs an LSTM of cuDNN in float16, whatever its dtype'
 SLOW = ('network vgg', 'network resnet')  # nothing that the smaller networks do not show
 
 # scenario, or its first word -> replays and launches of a batch, at most
@@ -34,6 +40,7 @@ LAUNCHES = {
     'generator': (2, 40), 'gan': (2, 14), 'texts, bucket=True': (2, 27), 'texts, bucket=False': (2, 80),
     'texts_on_cpu': (2, 31)}
 
+LATE = {'texts, bucket=False': 1}  # recordings in the last epoch: texts of a length that is new
 WAITS = {'notebook': .5, 'texts': .25}  # synchronisations of a batch; nothing else has any
 
 DEFECTS = {
@@ -47,10 +54,7 @@ DEFECTS = {
     'held': defect(2, 'nodes of a held graph are of the default stream'),
     'cuda:1': defect(3, 'recorded on a stream of the current device'),
     'streamed': defect(4, "captures of mode global beside DataLoader's pinning thread"),
-    'together': defect(10, 'cudnn.benchmark stays; the teacher is used while another stream prepares it'),
-    'texts, bucket': defect(1, 'autocast computes LSTMs in float16'),
-    'command texts': defect(1, 'autocast computes LSTMs in float16'),
-    'landscape': defect(11, 'vmap of channels_last')}
+    'together': defect(10, 'cudnn.benchmark stays; the teacher is used while another stream prepares it')}
 
 def limit(table, name, default=None):
     "The entry of the longest key that `name` begins with."
@@ -64,7 +68,8 @@ def check(found):
     replays, launches = found.launches
     most = limit(LAUNCHES, found.name)
     assert bool(found.fits) == (most is not None)
-    if found.fits: assert found.late == 0 and 0 < replays <= most[0] and launches <= most[1]
+    if found.fits: assert 0 < replays <= most[0] and launches <= most[1]
+    assert found.late <= LATE.get(found.name, 0)
     assert found.syncs <= limit(WAITS, found.name, 0)
 
 NAMES = [o for o in rehearsal.SCENARIOS if o not in SLOW]
@@ -111,6 +116,49 @@ def test_a_step_that_cannot_be_recorded_leaves_the_device_as_it_was(sim):
 def test_texts_use_few_streams():
     found = rehearse('texts, bucket=False')
     assert found.facts['streams made'] <= 8
+
+def test_an_lstm_is_not_computed_in_half_precision(sim):
+    net = LSTMClassifier(9, 4, 4)
+    assert 'precision' not in net.step_options and net.cuda().step_options['precision'] == 'fp32'
+    words = torch.tensor([[2], [3], [4]]).cuda()
+    with compute.autocast(sim.device, 'bf16'): net(words)
+    assert [o[2] for o in sim.table('hazard')] == 2 * [HALF]  # what the choice avoids: one for each direction
+
+@pytest.mark.parametrize('opt, dtypes', [('SGD', 2), ('Adam', 2)])
+def test_a_training_state_is_copied_once_for_each_dtype(sim, opt, dtypes):
+    learn = fit(teacher('cuda', opt=opt), 1)
+    before = sim.count['syncs']
+    tensors, _ = training_state(learn)
+    assert len(tensors) > 20 and sim.count['syncs'] == before + dtypes
+    for k, v in learn.model.state_dict().items(): assert tensors[f'model/{k}'].equal(v.cpu())
+
+def test_evaluation_with_dist_waits_for_nothing(sim):
+    z_t, z_s = torch.randn(2, 8, 3, device='cuda')
+    before = sim.count['syncs']
+    DIST()(z_t, z_s, 4.)
+    assert sim.count['syncs'] == before
+
+def test_the_weight_of_hard_labels_falls_in_replays(sim):
+    "A loss with a schedule that is on the device is recorded once."
+    loss, (z_t, z_s) = ConvexCrossEntropy(T_max=2).cuda(), torch.randn(2, 8, 3, device='cuda')
+    out = torch.zeros((), device='cuda')
+    graph = record(lambda: out.copy_(loss(z_t, z_s)))
+    for beta in (1., .5, 0.):
+        graph.replay()
+        hard, soft = (part(z_t.cpu(), z_s.cpu()).item() for part in (loss.hard, loss.forward_ce))
+        assert out.item() == pytest.approx(beta * hard + (1 - beta) * soft, rel=1e-6)
+        loss.step()
+
+def test_gans_need_no_float64_on_the_device(monkeypatch):
+    "As on MPS, where the sums of metrics are in float32."
+    monkeypatch.setattr(quality, 'sum_dtype', lambda device: torch.float32)
+    with simcuda.device(float64=False):
+        with pytest.raises(TypeError, match='float64'): torch.ones(2).cuda().double()
+        fake, real = (torch.rand(20, 3, device='cuda') + i for i in (0, 1))
+        assert quality.frechet_distance(real, fake) > 1
+        found = rehearsal.Found('gan', 'simulated')
+        rehearsal.gan(rehearsal.Rig('cuda', rehearsal.SimulatedCounts(simcuda.SIM), found), 'dcgan')
+    assert found.facts['scores']['fid_classifier'] > 0
 
 @defect(13, 'the last layer computes in bfloat16')
 def test_logits_are_not_rounded(sim):

@@ -35,7 +35,6 @@ class LSTMClassifier(nn.Module):
 
     Texts `[1 + time, batch]`, lengths in the first row, to logits `[batch, num_classes]`. Raises
     `ValueError` for a size that is not a positive int. (Hochreiter and Schmidhuber 1997)"""
-    step_options = dict(compile=False) # `torch.compile` gains nothing: an LSTM is one call already
     def __init__(self,
         num_words:int, # words of the vocabulary
         embedding_size:int=128, # components of a word vector
@@ -53,6 +52,12 @@ class LSTMClassifier(nn.Module):
         self.embed = nn.Embedding(num_words, embedding_size)
         self.lstm = nn.LSTM(embedding_size, lstm_cell_size, depth, bidirectional=bool(bidirectional))
         self.linear = nn.Linear(lstm_cell_size*(2 if bidirectional else 1), num_classes)
+
+    @property
+    def step_options(self):
+        "What a training step in the best precision means: see chapter `engine`."
+        options = dict(compile=False) # `torch.compile` gains nothing: an LSTM is one call already
+        return dict(options, precision='fp32') if self.embed.weight.is_cuda else options
 
     def _read(self, h, layer):
         "The states of one layer in one direction, forwards through `h` [time, batch, …]."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Plan', 'SoFar', 'EpochProgram']
 
-# %% ../nbs/33_program.ipynb #63a00004
+# %% ../nbs/33_program.ipynb #faee94e3
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from .compute import describe_error
 from .engine import StepEngine, listens, warn_once
 from .together import let_others
 
-# %% ../nbs/33_program.ipynb #49146b9c
+# %% ../nbs/33_program.ipynb #7f869fd3
 def _leaves(tree):
     if isinstance(tree, torch.Tensor): return [tree]
     return [o for part in tree for o in _leaves(part)]
@@ -67,7 +67,7 @@ class Plan:
 
     def advance(self): self.at += 1
 
-# %% ../nbs/33_program.ipynb #c336cd0b
+# %% ../nbs/33_program.ipynb #ad83fb18
 class _Rows:
     "Room for `n` rows of tensors and a batch, which are written one batch after the other."
     def __init__(self, n): self.n, self.room, self.at = n, None, None
@@ -93,7 +93,7 @@ class SoFar:
     @property
     def new_rows(self): return sum(self.sizes[len(self.sizes) - self.new:])
 
-# %% ../nbs/33_program.ipynb #24c58459
+# %% ../nbs/33_program.ipynb #27f746c7
 _EVENTS = 'before_batch', 'after_batch', 'after_cancel_batch'
 _KNOWN = TrainEvalCallback, CastToTensor, ProgressCallback, StepEngine
 
@@ -150,7 +150,7 @@ class EpochProgram(Callback):
         if self.training: self._train_epoch()
         else: type(self.learn).all_batches(self.learn)
 
-# %% ../nbs/33_program.ipynb #3648a0da
+# %% ../nbs/33_program.ipynb #7a3a6dd3
 @patch
 def _make_batch(self:EpochProgram):
     "A batch of the kind `self.kind`, from reading its numbers to keeping what came of it."
@@ -158,12 +158,11 @@ def _make_batch(self:EpochProgram):
     plan, loader, engine = self.plans[sizes], self.dls.train, self.engine
     numbers = plan.read()
     x, y, *temp = loader.make(numbers)
-    xb = engine.laid_out((x,))
     answers = getattr(self.loss_func, 'answers', None)
     rows = loader.row_numbers(numbers) if loader.repeats else None
-    extra = answers(*xb, rows, recall, *temp) if answers else ()
+    extra = answers(x, rows, recall, *temp) if answers else ()
     with engine.tensor_rates() if engine.recorded else nullcontext():
-        pred, loss, norm = engine.make_step(xb, (y,), extra)
+        pred, loss, norm = engine.make_step(engine.laid_out((x,)), (y,), extra)
     self.rows_in[sizes] = len(y)
     if self.takers: self.kept.write(pred, y, *extra[:1])
     for room, o in ((self.losses, loss), (self.norms, norm)): room.index_copy_(0, self.at, o[None].to(room))
@@ -178,7 +177,7 @@ def _take(self:EpochProgram):
     self.kept.at.zero_()
     return ()
 
-# %% ../nbs/33_program.ipynb #076014e3
+# %% ../nbs/33_program.ipynb #73fc4544
 @patch
 def _train_epoch(self:EpochProgram):
     idxs = self.dls.train.plan()

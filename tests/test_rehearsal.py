@@ -1,7 +1,6 @@
 """The CUDA path on a simulated device, and the device itself.
 
-`LAUNCHES` says what a training batch may cost once everything is recorded. A known defect is a strict xfail:
-who repairs it takes the mark away."""
+`LAUNCHES` says what a training batch may cost once everything is recorded."""
 from functools import partial
 
 import pytest
@@ -14,6 +13,7 @@ from torch import nn
 
 import gnosis_nb.compute as compute
 import gnosis_nb.engine as engine
+import gnosis_nb.program as program
 import gnosis_nb.quality as quality
 from gnosis_nb.data.augment import augmentation
 from gnosis_nb.data.loaders import image_dls
@@ -26,35 +26,20 @@ from gnosis_nb.resume import training_state
 pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.skipif(
     not torch.backends.cuda.is_built(), reason='a simulated GPU needs a CUDA build of torch')]
 
-def defect(number, why): return pytest.mark.xfail(strict=True, reason=f'D{number}: {why}')
-
 HALF = 'autocast runs an LSTM of cuDNN in float16, whatever its dtype'
 SLOW = ('network vgg', 'network resnet')  # nothing that the smaller networks do not show
 
-# scenario, or its first word -> replays and launches of a batch, at most
+# Scenario, or how it begins -> replays and launches of a batch, at most. An epoch of five batches is measured
+# by one more replay, and takes three launches.
+PROGRAM = 1.2, .6
 LAUNCHES = {
-    'teacher': (1, 13), 'cuda:1': (1, 13), 'network': (1, 13), 'held': (1, 13), 'landscape': (1, 13),
-    'student': (2, 20), 'notebook': (2, 25), 'loss': (2, 20), 'hard labels': (2, 20), 'streamed': (1, 18),
-    'policy': (2, 20), 'policy rotation': (2, 42), 'policy colorjitter': (2, 60), 'policy comb_aug': (2, 80),
-    'policy mixup': (2, 28), 'policy gan': (2, 28), 'policy ood': (2, 29), 'policy noise': (2, 35),
-    'generator': (2, 40), 'gan': (2, 14), 'texts, bucket=True': (2, 27), 'texts, bucket=False': (2, 80),
-    'texts_on_cpu': (2, 31)}
+    **dict.fromkeys(('teacher', 'cuda:1', 'network', 'held', 'landscape', 'student', 'loss', 'hard labels',
+        'policy', 'generator'), PROGRAM), 'policy ood': (1.4, 1.2),
+    'notebook': PROGRAM, 'streamed': (1, 31), 'gan': (1.2, 14), 'texts, bucket=True': (2, 27),
+    'texts, bucket=False': (2, 80), 'texts_on_cpu': (2, 31)}
 
 LATE = {'texts, bucket=False': 1}  # recordings in the last epoch: texts of a length that is new
-WAITS = {'notebook': .5, 'texts': .25}  # synchronisations of a batch; nothing else has any
-
-DEFECTS = {
-    'notebook': defect(6, "fastai's Recorder and progress bar fetch the loss of every batch"),
-    'policy colorjitter': defect(7, 'several hundred launches a batch'),
-    'policy comb_aug': defect(7, 'several hundred launches a batch'),
-    'hard labels sampled, CPU generator': defect(8, 'draws on the CPU within the step'),
-    'gan sngan': defect(9, 'a new stream for each call, which nodes of held graphs do not match'),
-    'loss ts_cvx_cross_ent': defect(12, 'recorded anew in every epoch'),
-    'generator': defect(14, 'the generator runs eagerly'),
-    'held': defect(2, 'nodes of a held graph are of the default stream'),
-    'cuda:1': defect(3, 'recorded on a stream of the current device'),
-    'streamed': defect(4, "captures of mode global beside DataLoader's pinning thread"),
-    'together': defect(10, 'cudnn.benchmark stays; the teacher is used while another stream prepares it')}
+WAITS = {'notebook': .2, 'texts': .25}  # synchronisations of a batch; nothing else has any
 
 def limit(table, name, default=None):
     "The entry of the longest key that `name` begins with."
@@ -74,7 +59,7 @@ def check(found):
 
 NAMES = [o for o in rehearsal.SCENARIOS if o not in SLOW]
 
-@pytest.mark.parametrize('name', [pytest.param(o, marks=limit(DEFECTS, o, [])) for o in NAMES])
+@pytest.mark.parametrize('name', NAMES)
 def test_scenario(name): check(rehearse(name))
 
 
@@ -90,11 +75,10 @@ def fit(learn, epochs=2):
     with learn.no_logging(), learn.no_bar(): learn.fit(epochs)
     return learn
 
-@defect(2, 'a held graph makes the capture fail, and the generator refuses to draw')
 def test_held_logits_before_torch_2_12(): check(rehearse('held dropout', old=True))
 
 @pytest.mark.parametrize('name', ['network dropout', 'student',
-    pytest.param('hard labels sampled, CUDA generator', marks=defect(8, 'the generator is not registered'))])
+    'hard labels sampled, CUDA generator'])
 def test_before_torch_2_12(name): check(rehearse(name, old=True))
 
 class Fetches(nn.Module):
@@ -104,7 +88,6 @@ class Fetches(nn.Module):
         assert loss.item() > 0
         return loss
 
-@defect(5, 'the stream of the failed capture stays')
 def test_a_step_that_cannot_be_recorded_leaves_the_device_as_it_was(sim):
     learn = teacher('cuda')
     learn.loss_func = Fetches()
@@ -112,7 +95,6 @@ def test_a_step_that_cannot_be_recorded_leaves_the_device_as_it_was(sim):
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert not sim.stuck and not sim.capturing
 
-@defect(9, 'a new stream for each call')
 def test_texts_use_few_streams():
     found = rehearse('texts, bucket=False')
     assert found.facts['streams made'] <= 8
@@ -160,13 +142,11 @@ def test_gans_need_no_float64_on_the_device(monkeypatch):
         rehearsal.gan(rehearsal.Rig('cuda', rehearsal.SimulatedCounts(simcuda.SIM), found), 'dcgan')
     assert found.facts['scores']['fid_classifier'] > 0
 
-@defect(13, 'the last layer computes in bfloat16')
 def test_logits_are_not_rounded(sim):
     learn = teacher('cuda')
     logits, _ = learn.get_preds(act=lambda o: o)
     assert not logits.bfloat16().float().equal(logits)
 
-@defect(15, 'copies of pageable memory wait for the stream')
 def test_crops_of_large_images_are_drawn_without_waiting(sim):
     dls = image_dls(images(224, n=64), 64, augmentation(), device='cuda')
     for _ in dls.train: pass
@@ -176,14 +156,12 @@ class Interrupts(Callback):
     order = 2000
     def after_batch(self): raise KeyboardInterrupt
 
-@defect(22, 'the patched forward pass and cudnn.benchmark stay')
 def test_an_interrupted_fit_leaves_nothing(sim):
     learn = teacher('cuda')
     learn.add_cb(Interrupts())
     with pytest.raises(KeyboardInterrupt): fit(learn)
     assert 'forward' not in vars(learn.model) and not torch.backends.cudnn.benchmark
 
-@defect(22, 'Adam stays capturable, which asserts on a CPU')
 def test_adam_goes_on_on_the_cpu(sim):
     learn = fit(teacher('cuda', opt='Adam'))
     assert not any(o['capturable'] for o in learn.opt.opt.param_groups)
@@ -202,11 +180,10 @@ def replay_old_inputs(self, *inputs):
     self.graph.replay()
     return tuple(o.clone() for o in self.outputs)
 
-def on_streams(calls, device, wait=True, join=True):
+def on_streams(calls, streams, wait=True, join=True):
     "Streams do not wait for the work before, or are not joined."
-    here, outs = torch.cuda.current_stream(device), []
-    for call in calls:
-        stream = torch.cuda.Stream(device)
+    here, outs = torch.cuda.current_stream(), []
+    for stream, call in zip(streams, calls):
         if wait: stream.wait_stream(here)
         with torch.cuda.stream(stream): outs.append(call())
         if join: here.wait_stream(stream)
@@ -220,28 +197,39 @@ def step_that_waits(self, *tensors, step=engine.StepEngine._step):
 MUTATIONS = dict(
     outputs_not_cloned=(compute.CudaGraph, '__call__', replay_outputs),
     inputs_not_copied=(compute.CudaGraph, '__call__', replay_old_inputs),
-    streams_not_joined=(compute, '_on_streams', partial(on_streams, join=False)),
-    streams_do_not_wait=(compute, '_on_streams', partial(on_streams, wait=False)),
+    streams_not_joined=(compute, 'on_streams', partial(on_streams, join=False)),
+    streams_do_not_wait=(compute, 'on_streams', partial(on_streams, wait=False)),
     step_waits=(engine.StepEngine, '_step', step_that_waits))
+OF_PROGRAMS = dict(
+    plan_not_advanced=(program.Plan, 'advance', lambda self: None),
+    rates_not_sent=(engine.StepEngine, 'fill_rates', lambda self: None),
+    measured_twice=(program.EpochProgram, '_take', lambda self: (self.takers[0].take(*self.kept.room), ())[1]))
 
-def trained():
+def trained(batches):
     "Weights and the last row of the table of a student, and what the device met."
     with simcuda.device() as sim:
-        learn = fit(student('cuda', m=2, alpha=.5, precision='fp32'))
+        learn = student('cuda', m=2, alpha=.5, precision='fp32')
+        if batches: learn.remove_cb(program.EpochProgram)
+        fit(learn, 3)
         row = learn.fidelity_table.rows[-1]
         return rehearsal.weights(learn.model), row, sim.table('error', 'race', 'hazard')
 
 @pytest.fixture(scope='module')
-def right(): return trained()
+def right(): return [trained(batches) for batches in (False, True)]
 
-@pytest.mark.parametrize('name', MUTATIONS)
+@pytest.mark.parametrize('name', [*MUTATIONS, *OF_PROGRAMS])
 def test_the_device_notices(monkeypatch, right, name):
-    weights, row, met = right
+    batches = name in MUTATIONS
+    weights, row, met = right[batches]
     assert not met
-    monkeypatch.setattr(*MUTATIONS[name])
-    try: others, other_row, met = trained()
+    monkeypatch.setattr(*(MUTATIONS | OF_PROGRAMS)[name])
+    try: others, other_row, met = trained(batches)
     except RuntimeError: return
     assert met or not others.equal(weights) or other_row != row
+
+def test_a_program_trains_as_batches_do(right):
+    (weights, row, _), (others, other_row, _) = right
+    assert weights.equal(others) and row == other_row
 
 
 # The device itself

@@ -27,7 +27,7 @@ setup(
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-    packages=find_packages(include=["gnosis_nb", "gnosis_nb.*"]),
+    packages=[*find_packages(include=["gnosis_nb", "gnosis_nb.*"]), "hydra_plugins"],  # shared with others
     package_data={"gnosis_nb": ["config/**/*.yaml", "config/*.yaml", "paper/*.csv"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),

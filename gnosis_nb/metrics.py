@@ -232,12 +232,15 @@ class ECE(_MeterMetric):
 def evaluating(
     *models:nn.Module, # models to evaluate
 ):
-    "Evaluate `models` without gradients; at the end of the context each layer is in its own mode again."
+    "Evaluate `models` without gradients or TF32; in the end each layer is in its own mode again."
     modes = {layer: layer.training for model in models for layer in model.modules()}
+    tf32 = torch.backends.cudnn.allow_tf32
     try:
+        torch.backends.cudnn.allow_tf32 = False
         for model in models: model.eval()
         with torch.no_grad(): yield
     finally:
+        torch.backends.cudnn.allow_tf32 = tf32
         for layer, training in modes.items(): layer.training = training
 
 # %% ../nbs/01_metrics.ipynb #27e02a5b

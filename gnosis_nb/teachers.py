@@ -28,7 +28,7 @@ from .reproducible import derive_seed
 from .runs import Run
 from .settings import Classification, ConfigError, Settings, blame, network_options, teacher_recipe
 from .stores import S3Store, fetch
-from .together import pick_parallel
+from .together import acquire, pick_parallel
 
 # %% ../nbs/54_teachers.ipynb #eb531803
 _PLACES = ('download', 'root_dir', 'memory_limit', 'backend')                # where and how data are read
@@ -269,7 +269,9 @@ class _Pool:
             if len(taken) == most: return taken
         if not taken:
             say("waiting for a teacher that another process trains")
-            with self.lock(f'-{numbers[0]}'): pass
+            lock = self.lock(f'-{numbers[0]}')
+            acquire(lock)
+            lock.release()
         return taken
 
 # %% ../nbs/54_teachers.ipynb #73d73cc0

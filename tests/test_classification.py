@@ -229,11 +229,15 @@ def test_networks_trained_together_are_those_trained_one_by_one(tmp_path, comman
 
 @pytest.mark.parametrize('command, batches, most', [(IMAGES, 6, 12), (TEXTS, 5, 10)])
 def test_remembered_teachers_answer_as_they_would(pool, tmp_path, monkeypatch, command, batches, most):
-    asked, ask = [], distill.Distillation._ask
+    asked, ask, answer = [], distill.Distillation._ask, distill.Distillation.answer
     def spy(self):
         asked.append(self.learn.training)
         return ask(self)
+    def spy_in_programs(self, x, rows, recall):
+        asked.append(not recall)
+        return answer(self, x, rows, recall)
     monkeypatch.setattr(distill.Distillation, '_ask', spy)
+    monkeypatch.setattr(distill.Distillation, 'answer', spy_in_programs)
     options = ['trainer.num_epochs=3', 'trainer.precision=fp32', f'teacher.ckpt_dir={pool}']
     if command == IMAGES: options.append('augmentation.transforms_list=[]')
     def go(gb):

@@ -15,17 +15,16 @@ from gnosis_nb.schema import ConfigError
 @pytest.fixture
 def shown(monkeypatch):
     "Every batch that a student was shown, and its rows' sources; in the end, that its teacher saw them."
-    seen, finish, before = [], blocks.DistillLoader.finish, distill.Distillation.before_batch
+    seen, finish, answer = [], blocks.DistillLoader.finish, distill.Distillation.answer
     def spy(self, *args):
         seen.append(dict(batch=finish(self, *args), sources=self.sources()))
         return seen[-1]['batch']
-    def asked(self):
-        before(self)
-        if not self.training: return
-        again = self.teacher(seen[-1]['batch'][0])
-        seen[-1].update(x=self.xb[0], logits=self.learn.teacher_logits, again=again)
+    def asked(self, x, *args):
+        logits = answer(self, x, *args)
+        seen[-1].update(x=x, logits=logits, again=self.teacher(seen[-1]['batch'][0]))
+        return logits
     monkeypatch.setattr(blocks.DistillLoader, 'finish', spy)
-    monkeypatch.setattr(distill.Distillation, 'before_batch', asked)
+    monkeypatch.setattr(distill.Distillation, 'answer', asked)
     yield seen
     assert seen
     for o in seen:

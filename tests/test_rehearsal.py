@@ -203,7 +203,7 @@ MUTATIONS = dict(
 OF_PROGRAMS = dict(
     plan_not_advanced=(program.Plan, 'advance', lambda self: None),
     rates_not_sent=(engine.StepEngine, 'fill_rates', lambda self: None),
-    measured_twice=(program.EpochProgram, '_take', lambda self: (self.takers[0].take(*self.kept.room), ())[1]))
+    measured_twice=(program.EpochProgram, '_take', lambda self: self.takers[0].take(*self.kept.room) or ()))
 
 def trained(batches):
     "Weights and the last row of the table of a student, and what the device met."

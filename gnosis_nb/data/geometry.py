@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from .split import check_ratio
 
-# %% ../../nbs/24_data.geometry.ipynb #620f4c03
+# %% ../../nbs/24_data.geometry.ipynb #72d03f7d
 class Transform:
     "A batch transform in two halves."
     def __init__(self,
@@ -86,7 +86,11 @@ class Window(Transform):
 
     def __add__(self, other): return Window(*self.ops, *other.ops)
 
-    def draw(self, n, shape, generator): # images; [C, H, W] of each; draws the parameters
+    def draw(self,
+        n:int,     # images
+        shape,     # [C, H, W] of each
+        generator, # on the CPU
+    )->tuple:
         "Offsets and choices of all steps, [n, 1] each."
         numbers, (h, w) = [], shape[1:]
         for op in self.ops:
@@ -100,7 +104,10 @@ class Window(Transform):
         for op in self.ops: size = op.size_after(*size)
         return c, *size
 
-    def apply(self, x, *numbers): # uint8 [n, C, H, W]; from `draw`, where the images are
+    def apply(self,
+        x:torch.Tensor, # uint8 [n, C, H, W]
+        *numbers,       # from `draw`, where the images are
+    )->torch.Tensor:
         "The images moved: uint8 [n, C, h', w'], in channels_last order."
         return self.cut(self.pad(x), torch.arange(len(x), device=x.device), *numbers)
 

@@ -1,11 +1,10 @@
 "Multiruns under other launchers: jobs that can run do, others are named, what is done is not done again."
 import importlib.util
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 
+import processes
 from experiments import SHORT, SMALL, TEACHERS, script
 from gnosis_nb.runs import find_runs
 
@@ -54,8 +53,7 @@ from gnosis_nb.cli import image_classification
 image_classification()"""
 
 def test_an_unforeseen_failure_stops_no_other_either(tmp_path):
-    command = [sys.executable, '-c', STUMBLE, *OVERRIDES, f'data_dir={tmp_path}', 'seed=0,1']
-    out = subprocess.run(command, capture_output=True, text=True)
+    out = processes.run(STUMBLE, *OVERRIDES, f'data_dir={tmp_path}', 'seed=0,1')
     assert out.returncode == 1 and 'Traceback' in out.stderr
     assert out.stderr.splitlines()[-1].endswith('ZeroDivisionError: nobody thought of that')
     assert sorted(find_runs(tmp_path).state) == ['done', 'failed']

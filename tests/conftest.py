@@ -2,6 +2,7 @@
 import functools
 import itertools
 import os
+from pathlib import Path
 from urllib.error import URLError
 
 import botocore.session
@@ -9,6 +10,7 @@ import pytest
 import torch
 from experiments import SMALL, TEACHERS, small
 from faulty import Proxy
+from matplotlib.figure import Figure
 from moto.server import ThreadedMotoServer
 
 from gnosis_nb import distill, experiment, teachers
@@ -27,6 +29,16 @@ def no_network(monkeypatch):
     "No test reaches for the network: every download fails as it does on a machine without one."
     def refuse(*args, **kwargs): raise URLError('no network here')
     monkeypatch.setattr('urllib.request.urlopen', refuse)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    "Pictures that runs of this process leave are files of one word. Notebooks and other processes draw them."
+    draw = Figure.savefig
+    def savefig(self, to, **kwargs):
+        if isinstance(to, Path): to.write_text('picture')
+        else: draw(self, to, **kwargs)
+    monkeypatch.setattr(Figure, 'savefig', savefig)
 
 
 @pytest.fixture(scope='session')

@@ -1,13 +1,11 @@
 "Small experiments, a second each, and what they leave behind."
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
+import processes
 from gnosis_nb.checkpoint import load_checkpoint
 from gnosis_nb.cli import compose, run_command
 
@@ -34,11 +32,11 @@ def small(command, data_dir, *overrides):
 
 images, texts = (partial(small, o) for o in SMALL)
 
+def program(command): return f'from gnosis_nb.cli import {command}; {command}()'
+
 def script(command, *args, cwd=None):
     "A command as a process of its own."
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    path = ROOT/'scripts'/f'{command}.py'
-    return subprocess.run([sys.executable, path, *args], cwd=cwd, env=env, text=True, capture_output=True)
+    return processes.run(program(command), *args, cwd=cwd)
 
 def loaded(lines):
     "The teachers' files that a run said it has loaded, as <job>/teacher_<i>."

@@ -1,7 +1,7 @@
-"""`python tests/killing.py image|text|gan folder n`: run once undisturbed in folder/whole, then n times in
-folder/0, folder/1, …, each killed (-9) just before an event and started again. An event is a backward
-pass, or that a file is flushed to the disk or renamed. The n events are spread evenly over the run. Processes
-are forked, so that torch is imported once. Prints what each run was doing when it was killed."""
+"""`main` of image|text|gan, a folder and n: run once undisturbed in folder/whole, then n times in folder/0,
+folder/1, …, each killed (-9) just before an event and started again. An event is a backward pass, or that a
+file is flushed to the disk or renamed. The n events are spread evenly over the run. Prints what each run was
+doing when it was killed."""
 import os, signal, sys
 from pathlib import Path
 
@@ -13,17 +13,17 @@ from gnosis_nb.runs import find_runs
 
 KINDS = dict(
     image=(experiment.image_classification, 'image_classification', [
-        '+experiment=digits', '+recipe=student', 'dataset.size=8', 'dataset.subsample.ratio=0.3',
-        'teacher.num_components=1', 'teacher.independent=true', 'trainer.num_epochs=4',
-        'trainer.eval_period=2', 'loss=ts_cvx_cross_ent', 'distill_loader.mixup_alpha=1.0']),
+        '+experiment=digits', '+recipe=student', 'dataset.size=8', 'dataset.subsample.ratio=0.1',
+        'dataset.shrink.test=50', 'teacher.independent=true', 'trainer.num_epochs=3', 'trainer.eval_period=2',
+        'loss=ts_cvx_cross_ent', 'distill_loader.mixup_alpha=1.0']),
     text=(experiment.text_classification, 'text_classification', [
-        '+experiment=sentences', '+recipe=student', 'dataset.num_train=600', 'dataset.num_test=200',
-        'trainer.num_epochs=4', 'trainer.eval_period=2']),
+        '+experiment=sentences', '+recipe=student', 'dataset.num_train=300', 'dataset.num_test=100',
+        'trainer.num_epochs=3', 'trainer.eval_period=2']),
     gan=(generation.image_generation, 'image_generation', [
-        'dataset=digits', 'density_model.z_dim=16', 'density_model.generator.k=8',
-        'density_model.discriminator.k=8', 'dataloader.batch_size=16', 'trainer.num_gen_updates=8',
-        'trainer.eval_period=2', 'trainer.checkpoint_period=4', 'trainer.num_eval_samples=200',
-        'trainer.num_epochs=2', 'classifier.depth=8']))
+        'dataset=digits8', 'dataset.shrink.train=200', 'dataset.shrink.test=50', 'density_model.z_dim=8',
+        'density_model.generator.k=8', 'density_model.discriminator.k=8', 'dataloader.batch_size=16',
+        'trainer.num_gen_updates=4', 'trainer.eval_period=2', 'trainer.checkpoint_period=2',
+        'trainer.num_eval_samples=50', 'trainer.num_epochs=2', 'classifier.depth=8']))
 
 class Events:
     "Counts events in this process, and kills it just before number `last`."
@@ -61,7 +61,7 @@ def doing(folder):
     states = [o.stem for o in path.glob('.training_state*')]
     return ', '.join([runs.state[0], *states, f'{len(list(path.glob("*_metrics.csv")))} tables'])
 
-if __name__ == '__main__':
+def main():
     kind, folder, n = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     folder.mkdir(parents=True, exist_ok=True)
     assert status(start(kind, folder/'whole')) == 0

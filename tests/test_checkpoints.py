@@ -6,7 +6,6 @@ import os
 import pickle
 import struct
 import subprocess
-import sys
 import tarfile
 import zipfile
 
@@ -16,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import processes
 from gnosis_nb.checkpoint import (CheckpointError, checkpoint_info, load_checkpoint, load_weights,
                                   save_checkpoint, write_atomic)
 
@@ -55,10 +55,6 @@ def is_refused(path):
     for reader in (load_checkpoint, checkpoint_info):
         with pytest.raises(CheckpointError, match=path.name): reader(path)
     return True
-
-def in_process(code, *args):
-    command = [sys.executable, '-c', code, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 # Damage
@@ -163,7 +159,7 @@ def refused(tmp_path_factory):
     "Names of files with such claims that both readers refused without allocating much."
     folder = tmp_path_factory.mktemp('claims')
     for name, data in CLAIMS.items(): (folder/name).write_bytes(data())
-    lines = in_process(LIMITED, *[folder/name for name in CLAIMS]).stdout.splitlines()
+    lines = processes.run(LIMITED, *[folder/name for name in CLAIMS]).stdout.splitlines()
     return [name for name in CLAIMS if lines.count(str(folder/name)) == 2]
 
 @each('name', CLAIMS)
@@ -284,7 +280,7 @@ save_checkpoint(sys.argv[1], {'w': torch.zeros(100_000)})
 """
 
 def test_file_that_grows_too_large(kept):
-    res = in_process(SMALL, kept.path)
+    res = processes.run(SMALL, kept.path)
     assert res.returncode == 1 and kept.is_there()
     assert f"could not be written (File too large): '{kept.path}'" in res.stderr.splitlines()[-1]
 
@@ -328,7 +324,7 @@ def test_closed_folder(tmp_path):
     for o in folder.parents:
         if o.stat().st_uid == os.geteuid() and 'pytest' in str(o): o.chmod(0o755)
     path.chmod(0o000); folder.chmod(0o555)
-    try: res = in_process(CLOSED, path)
+    try: res = processes.run(CLOSED, path)
     finally: folder.chmod(0o755); path.chmod(0o644)
     assert res.stdout.splitlines() == [f"[Errno 13] could not be written (Permission denied): '{path}'",
                                        f"{path}: this user may not read it"], res.stderr

@@ -1,5 +1,8 @@
 "Images and texts alike, from end to end: the paper's commands, teachers, students, files, and how runs fail."
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701
 from torchvision import datasets
 
 import gnosis_nb.distill as distill
-from experiments import (SHORT, SMALL, TEACHERS, checkpoints, conduct, equal, loaded, report, same_networks,
-    script, small, states_below, table, weights)
+from experiments import (ROOT, SHORT, SMALL, TEACHERS, checkpoints, conduct, equal, loaded, report,
+    same_networks, script, small, states_below, table, weights)
 from fakes import fake_cifar, fake_imdb
 from gnosis_nb.checkpoint import load_network, save_checkpoint
 from gnosis_nb.cli import compose
@@ -371,7 +374,9 @@ def test_two_trials_from_an_empty_folder(tmp_path, command, unit):
 
 @both
 def test_settings_are_refused_before_anything_is_begun(tmp_path, command):
-    p = script(command, '-m', 'trial_id=0,1', *SMALL[command], 'trainer.num_epoch=1', cwd=tmp_path)
+    env, arguments = {**os.environ, 'PYTHONPATH': str(ROOT)}, ['-m', *SMALL[command], 'trainer.num_epoch=1']
+    p = subprocess.run([sys.executable, ROOT/'scripts'/f'{command}.py', *arguments], cwd=tmp_path, env=env,
+        text=True, capture_output=True)
     assert (p.returncode, p.stdout) == (1, '')
     assert p.stderr == 'error: trainer.num_epoch: unknown key, did you mean trainer.num_epochs?\n'
     assert not states_below(tmp_path)

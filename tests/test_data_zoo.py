@@ -18,6 +18,7 @@ from torchvision import datasets
 
 import gnosis_nb.config
 import gnosis_nb.data.zoo as zoo
+import processes
 from fakes import (fake_cifar, fake_cifar102, fake_emnist, fake_imagenet_archives, fake_mnist, fake_svhn,
                    fake_tiny_imagenet, md5, save_jpeg)
 from gnosis_nb.data.folder import DataNotFound
@@ -135,7 +136,7 @@ before = peak()
 assert len(cifar10({str(tmp_path)!r}, download=False).train) == 50_000
 print(peak() - before)
 '''
-    out = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
+    out = processes.run(script)
     assert float(out.stdout) < 450
 
 

@@ -1,10 +1,7 @@
 "The paper's figures: presets, scales, sweeps that are stopped, launchers, targets, claims."
-import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import processes
+from experiments import program
 from gnosis_nb.cli import compose, compose_sweep
 from gnosis_nb.paper.claims import CLAIMS, check_claims, interval, verdict
 from gnosis_nb.paper.plots import FIGURES
@@ -32,11 +31,10 @@ KEPT = ROOT/'nbs/figures/results'
 
 def presets(folder=''): return {o.stem for o in (ROOT/'gnosis_nb/config/experiment'/folder).glob('*.yaml')}
 
-def multirun(data_dir, *overrides, **kwargs):
-    code = 'from gnosis_nb.cli import image_classification as f; f()'
-    args = ['+experiment=smoke/fig14', 'teacher.num_components=1', f'data_dir={data_dir}', *overrides]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.Popen([sys.executable, '-u', '-c', code, '-m', *args], **pipes, **kwargs)
+def multirun(data_dir):
+    "A program and its arguments."
+    preset = ['+experiment=smoke/fig14', 'teacher.num_components=1', f'data_dir={data_dir}']
+    return program('image_classification'), '-m', *preset
 
 def identities(jobs): return {run_identity(as_dict(cfg)) for _, cfg in jobs}
 
@@ -172,15 +170,11 @@ def test_sentences_are_data_and_a_demo():
 # Sweeps
 
 def test_a_killed_sweep_goes_on(tmp_path):
-    first = multirun(tmp_path, start_new_session=True)
-    for line in first.stdout:                                               # until its first run is done
-        if done_runs(tmp_path): break
-    os.killpg(first.pid, signal.SIGKILL); first.communicate()
+    processes.kill(processes.start(*multirun(tmp_path), at='student_init.safetensors', n=2))
     before = {i: p.stat().st_mtime_ns for i, p in done_runs(tmp_path).items()}
-    assert 1 <= len(before) < 4
-    again = multirun(tmp_path)
-    out, _ = again.communicate(timeout=300)
-    assert again.returncode == 0 and out.count('already done') == len(before)
+    assert len(before) == 1
+    again = processes.run(*multirun(tmp_path))
+    assert again.returncode == 0 and again.stdout.count('already done') == 1
     assert len(done_runs(tmp_path)) == 4 and set(find_runs(tmp_path).state) == {'done'}
     assert before == {i: p.stat().st_mtime_ns for i, p in done_runs(tmp_path).items() if i in before}
 
@@ -189,9 +183,8 @@ def test_two_workers_make_the_same_table(tmp_path):
     train('fig14', 'smoke', ['teacher.num_components=1'], one, here=True)
     settings = compose_sweep(teacher_jobs(jobs(two))[0])[0][1]
     run_here('image_classification', settings)
-    workers = multirun(two, 'hydra/launcher=joblib', 'hydra.launcher.n_jobs=2')
-    out, _ = workers.communicate(timeout=300)
-    assert workers.returncode == 0, out
+    workers = [processes.Process(*multirun(two), f'trial_id={t}') for t in (0, 1)]
+    assert [o.wait()[0] for o in workers] == [0, 0]
     a, b = (collect(jobs(o), o).drop(columns='path') for o in (one, two))
     assert len(a) == 4
     pd.testing.assert_frame_equal(a, b)

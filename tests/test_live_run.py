@@ -45,7 +45,7 @@ def live(tmp_path):
     if live.process.running(): live.process.process.kill()
 
 
-def test_running_shows_its_epochs(live):
+def test_a_run_is_shown_stopped_resumed_and_killed(live):
     blank = live.picture.value
     press(live, 'Start')
     assert enabled(live) == ['Stop'] and all(o.disabled for o in live.fields.values())
@@ -53,22 +53,14 @@ def test_running_shows_its_epochs(live):
     wait_for(lambda: epochs(live), live)
     live.refresh()
     assert 'running</b>' in live.status.value and '<tr' in live.text.value and live.picture.value != blank
-
-def test_stopped_run_goes_on_in_its_folder(live):
-    press(live, 'Start')
     wait_for(lambda: any(len(o) > 1 for o in epochs(live).values()), live)      # one has a state
     assert stop(live) == 130 and '<b>interrupted</b>' in live.status.value and enabled(live) == ['Resume']
     folder, before = folder_of(live), epochs(live)
     assert run_state(folder) == 'interrupted'
     press(live, 'Resume')
     wait_for(lambda: epochs(live) != before, live)
-    stop(live)
     assert 'going on with' in live.process.output(30) and folder_of(live) == folder
     assert all(o == list(range(1, len(o) + 1)) for o in epochs(live).values())
-
-def test_killed_can_be_resumed(live):
-    press(live, 'Start')
-    wait_for(lambda: folder_of(live) and list(folder_of(live).glob('.training_state_*')), live)
     live.process.process.kill()
     live.process.wait(120)
     live.refresh()

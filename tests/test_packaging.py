@@ -34,7 +34,8 @@ import sys; sys.path.insert(0, {str(tmp_path/'site')!r})
 import gnosis_nb, gnosis_nb.cli
 print(gnosis_nb.__file__); gnosis_nb.cli.image_classification()
 '''
-    settings = ['+experiment=digits', 'trainer.num_epochs=1', 'trainer.distill_teacher=false', 'device=cpu']
+    settings = ['+experiment=digits', 'dataset.size=8', 'trainer.num_epochs=1', 'device=cpu',
+        'trainer.distill_teacher=false']
     command = [sys.executable, '-c', code, *settings]
     res = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert res.returncode == 0 and res.stdout.startswith(str(tmp_path/'site'))

@@ -36,12 +36,13 @@ def test_python_example_gives_the_table_below_it(tmp_path):
 
 def test_command_writes_the_table_and_what_the_text_says(tmp_path):
     command = example('', 'teacher.independent=true').strip()
-    shorter = 'trainer.num_epochs=2 teacher.trainer.num_epochs=2'
+    shorter = 'dataset.size=8 trainer.num_epochs=2 teacher.trainer.num_epochs=2'
     run(['bash', '-c', f'{command} {shorter}'], tmp_path)
     found, = tmp_path.glob('demo/**/fidelity.csv')
     table = pd.read_csv(found, index_col=0)
     assert table.agreement['teacher'] == 1 and table.kl['teacher'] < 1e-6
     assert {'student', 'independent student', 'teacher_0', 'teacher_1', 'teacher_2'} <= set(table.index)
     files = {o.name for o in found.parent.iterdir()}
-    expected = {'fidelity_statistics.csv', 'student_train_metrics.csv', 'student.safetensors', 'config.yaml'}
+    expected = {'fidelity_statistics.csv', 'student_train_metrics.csv', 'student.safetensors', 'config.yaml',
+        'fidelity.png'}
     assert expected <= files

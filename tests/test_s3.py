@@ -1,15 +1,14 @@
 "Runs copied to a bucket, and teachers and generators from one, over a network that fails now and then."
 import json
 import pickle
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+import processes
+from experiments import program
 from gnosis_nb.checkpoint import load_checkpoint
 from gnosis_nb.cli import compose
 from gnosis_nb.distill import FidelityTable
@@ -24,8 +23,7 @@ GAN = ['density_model.z_dim=16', 'density_model.generator.k=8', 'density_model.d
        'dataloader.batch_size=16', 'trainer.num_gen_updates=2', 'trainer.eval_period=2',
        'trainer.checkpoint_period=2', 'judge.name=none']
 RECIPE = '+recipe=student'                                                # of commands with a teacher
-MAIN = 'from gnosis_nb.cli import image_classification; image_classification()'
-COMMAND = [sys.executable, '-c', MAIN, *SMALL, RECIPE]
+COMMAND = [program('image_classification'), *SMALL, RECIPE]
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
@@ -88,7 +86,7 @@ def test_a_bucket_out_of_reach_is_said_before_anything_begins(name, fault, messa
     (['ckpt_store=s3', 's3_bucket=b'], 'needs teacher.ckpt_path or density_model.ckpt_path'),
     (['logger=ftp'], 'ftp')])
 def test_settings_without_a_place(tmp_path, settings, message):
-    out = subprocess.run([*COMMAND, f'data_dir={tmp_path}', *settings], capture_output=True, text=True)
+    out = processes.run(*COMMAND, f'data_dir={tmp_path}', *settings)
     assert out.returncode == 1 and message in out.stderr and len(out.stderr.splitlines()) == 1
 
 def stop_in(monkeypatch, name):
@@ -118,10 +116,7 @@ def test_states_of_training_stay_here(bucket, proxy, tmp_path):
     "A run is killed while it is trained; the next one sends what it has left, but for the state."
     settings = [*logged(bucket), f'data_dir={tmp_path}', f's3_endpoint_url={proxy.url}',
                 'trainer.num_epochs=300', 'trainer.eval_period=100', 'trainer.state_minutes=0']
-    process = subprocess.Popen([*COMMAND, *settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (list(tmp_path.rglob('.training_state_*')) and list(bucket.list())):
-        time.sleep(.1)
-    process.kill(); process.wait()
+    processes.kill(processes.start(*COMMAND, *settings, at='.training_state_*', n=2))
     assert list(tmp_path.rglob('.training_state_*')) and list(tmp_path.rglob('.unsent.json'))
     run(tmp_path, proxy, *logged(bucket), 'seed=5')
     keys = [o.key for o in bucket.list()]

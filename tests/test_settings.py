@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 from dataclasses import is_dataclass
-from functools import cache
 from importlib.resources import files
 from types import UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
@@ -127,14 +126,14 @@ def test_the_papers_text_settings_are_one_override():
 
 # Files and types
 
-@cache
-def composed(command, *overrides):
-    "Settings as Hydra has them, before they are typed; None where the command has no such settings."
+def composed(command, choices):
+    "Settings as Hydra has them for each choice that the command has, before they are typed."
     with hydra.initialize_config_module('gnosis_nb.config', version_base='1.3'):
-        nested = OmegaConf.to_container(hydra.compose(command, list(overrides)), resolve=True)
-    try: read_group(COMMANDS[command], nested)
-    except ConfigError: return None
-    return nested
+        for overrides in choices:
+            nested = OmegaConf.to_container(hydra.compose(command, list(overrides)), resolve=True)
+            try: read_group(COMMANDS[command], nested)
+            except ConfigError: continue
+            yield nested
 
 def leaves(nested, prefix=''):
     "Dotted keys of all that is set."
@@ -153,8 +152,8 @@ def choices(command):
 @pytest.mark.parametrize('command', COMMANDS)
 def test_each_key_has_one_type(command):
     names, found = setting_names(COMMANDS[command]), set()
-    for overrides in choices(command):
-        for key in leaves(composed(command, *overrides) or {}):
+    for nested in composed(command, choices(command)):
+        for key in leaves(nested):
             types = [o for o in names if key == o or key.startswith(f'{o}.')]
             assert len(types) == 1, (key, types)
             found.update(types)

@@ -3,13 +3,12 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 
 import pytest
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
+import processes
 from gnosis_nb import stores
 from gnosis_nb.checkpoint import write_atomic
 from gnosis_nb.mirror import Mirror, send_unsent
@@ -360,27 +359,26 @@ def test_unreadable_note_means_everything(store, bucket, run):
     assert [stored(bucket, o) for o in 'ab'] == [content(5000), content(5000, 1)] and not is_noted(run)
 
 SENDING = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from gnosis_nb.mirror import Mirror
 from gnosis_nb.stores import S3Store
 run, bucket, url = Path(sys.argv[1]), *sys.argv[2:]
 mirror = Mirror(run, S3Store(bucket, endpoint_url=url, timeout=600), 'r')
 for name in 'ab': mirror.send(run/name)
-print('both are noted', flush=True)
-sys.stdin.read()
+os.kill(os.getpid(), signal.SIGSTOP)                                         # both are noted
+signal.pause()
 """
 
 @each('fault', ['silent', 'damaged_up'])
 def test_killed_in_the_middle(fault, bucket, proxy, run):
     proxy.fault(fault, 'PUT', 99)
-    command = [sys.executable, '-c', SENDING, str(run), bucket.bucket, proxy.url]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b'both are noted\n'
-        proxy.wait_for('PUT')
-        (run/'c').write_bytes(b'written, and nobody said so')
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    process = processes.Process(SENDING, run, bucket.bucket, proxy.url)
+    assert process.wait()[0] == 'stopped'
+    os.kill(process.pid, signal.SIGCONT)
+    proxy.wait_for('PUT')
+    (run/'c').write_bytes(b'written, and nobody said so')
+    processes.kill(process)
     assert note(run) == {via(proxy, bucket).name: dict(prefix='r', open=True, files=['a', 'b'])}
     proxy.faults.clear()
     assert send_unsent(run.parent, via(proxy, bucket)) == [] and not is_noted(run)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-import events
-from experiments import ROOT, checkpoints, conduct, script
+import processes
+from experiments import checkpoints, conduct, program
 from gnosis_nb.cli import compose, compose_sweep, run_command
 from gnosis_nb.inputs import load_inputs
 from gnosis_nb.runs import find_runs
@@ -119,14 +119,14 @@ def test_three_trials_have_three_teachers(one_by_one):
 
 def test_two_processes_make_the_same(one_by_one, tmp_path):
     "They start with the trials in the other order, and want each other's teachers."
-    others = [*SWEEP[:-1], 'trial_id=2,1,0', f'data_dir={tmp_path}']
-    p = script('image_classification', '-m', *others, 'hydra/launcher=joblib', 'hydra.launcher.n_jobs=2')
-    assert p.returncode == 0, p.stderr
+    others = [program('image_classification'), '-m', *TINY, ONE, 'trial_id=2,1,0', f'data_dir={tmp_path}']
+    both = [processes.Process(*others, f'policy={o}') for o in ('baseline', 'mixup')]
+    assert [o.wait()[0] for o in both] == [0, 0]
     assert outcome(tmp_path) == one_by_one
 
 def test_a_killed_sweep_makes_the_same(one_by_one, tmp_path):
-    command = [str(ROOT/'scripts/image_classification.py'), '-m', *SWEEP, f'data_dir={tmp_path}']
-    events.kill(events.start(*command, at='teacher_1.safetensors'))
+    sweep_of_runs = [program('image_classification'), '-m', *SWEEP, f'data_dir={tmp_path}']
+    processes.kill(processes.start(*sweep_of_runs, at='teacher_1.safetensors'))
     sweep(tmp_path)
     assert outcome(tmp_path) == one_by_one
 
@@ -141,12 +141,12 @@ def test_a_trial_waits_for_its_own_teacher(one_by_one, tmp_path):
     """Another process has trained the second trial's teacher, and trains the first trial's. It dies before
     that is done. The process of the first trial trains it, and does not take the one that is there."""
     options = [*TINY, ONE, f'data_dir={tmp_path}']
-    second = [str(ROOT/'scripts/image_classification.py'), *options, 'trial_id=1']
-    other, lines = events.start(*second, at='teacher_0.safetensors'), []
+    second = [program('image_classification'), *options, 'trial_id=1']
+    other, lines = processes.start(*second, at='teacher_0.safetensors'), []
     assert len(list(tmp_path.rglob('teacher_1.safetensors'))) == 1
     def hear(line):
         lines.append(line)
-        if line.startswith('waiting'): events.kill(other)
+        if line.startswith('waiting'): processes.kill(other)
     run = run_command('image_classification', compose([*options, 'policy=mixup']), hear)
     assert 'waiting for a teacher that another process trains' in lines
     assert run.state['teacher_weights'] == one_by_one[0][0, 'mixup']

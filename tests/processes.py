@@ -1,0 +1,101 @@
+"""Processes without the seconds that it takes to import torch: forks of one that has imported everything.
+
+`run` and `start` do what `python -c CODE ARGUMENTS…` does, in a session of its own. With `at=NAME` it stops
+just before it puts a file whose name matches NAME in its place for the n-th time."""
+import atexit, fnmatch, functools, gc, itertools, json, os, signal, socket, subprocess, sys, tempfile
+import threading, traceback
+from pathlib import Path
+from types import ModuleType
+
+@functools.cache
+def server():
+    "A socket to the process that forks; that ends when this one does."
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent), 'OMP_NUM_THREADS': '1'}
+    subprocess.Popen([sys.executable, __file__], stdin=theirs, env=env)
+    return ours
+
+class Process:
+    def __init__(self, *argv, cwd=None, at=None, n=1):
+        self.files = [tempfile.TemporaryFile('a+') for _ in range(2)]
+        reports, theirs = os.pipe()
+        request = dict(argv=[*map(str, argv)], cwd=str(cwd or Path.cwd()), env=dict(os.environ), at=at, n=n)
+        fds = [*(o.fileno() for o in self.files), theirs]
+        socket.send_fds(server(), [json.dumps(request).encode()], fds)
+        os.close(theirs)
+        self.reports = open(reports)
+        self.pid = int(self.reports.readline())
+
+    def wait(self):
+        "The exit status, or 'stopped'; and what is on standard output and standard error."
+        status = self.reports.readline().strip()
+        for o in self.files: o.seek(0)
+        return status if status == 'stopped' else int(status), *(o.read() for o in self.files)
+
+def run(*argv, cwd=None): return subprocess.CompletedProcess(argv, *Process(*argv, cwd=cwd).wait())
+
+def start(*argv, at, n=1):
+    "A process that has stopped."
+    process = Process(*argv, at=at, n=n)
+    status, _, said = process.wait()
+    assert status == 'stopped', said[-2000:]
+    return process
+
+def kill(process):
+    "Kill a process and those that it has started."
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait()[0] == -signal.SIGKILL
+
+
+# In the process that forks, and in its forks
+
+def stop_before_file(pattern, n):
+    numbers = itertools.count(1)
+    def hook(event, args):
+        if event != 'os.rename' or not fnmatch.fnmatch(Path(os.fsdecode(args[1])).name, pattern): return
+        if next(numbers) == n: os.kill(os.getpid(), signal.SIGSTOP)
+    sys.addaudithook(hook)
+
+def become(argv, cwd, env, at, n, fds):
+    "Do what was asked for, and end as Python does but for tidying up, which would take seconds."
+    os.setsid(); os.chdir(cwd)
+    os.environ.clear(); os.environ.update(env)
+    for i, fd in enumerate((os.open(os.devnull, os.O_RDONLY), *fds)): os.dup2(fd, i); os.close(fd)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if at: stop_before_file(at, n)
+    code, *args = argv
+    sys.argv, sys.modules['__main__'], status = ['-c', *args], ModuleType('__main__'), 0
+    try: exec(compile(code, '<string>', 'exec'), sys.modules['__main__'].__dict__)
+    except SystemExit as e:
+        status = e.code if isinstance(e.code, int) else int(e.code is not None)
+        if isinstance(e.code, str): print(e.code, file=sys.stderr)
+    except BaseException: status = 1; traceback.print_exc()
+    threading._shutdown(); atexit._run_exitfuncs()
+    sys.stdout.flush(); sys.stderr.flush()
+    os._exit(status)
+
+def report(pid, to):
+    "Say a child's number, that it stops, and its exit status."
+    os.write(to, f'{pid}\n'.encode())
+    while os.WIFSTOPPED(status := os.waitpid(pid, os.WUNTRACED)[1]): os.write(to, b'stopped\n')
+    os.write(to, f'{os.waitstatus_to_exitcode(status)}\n'.encode())
+    os._exit(0)
+
+def serve(requests):
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)                            # nobody waits for who reports
+    while (got := socket.recv_fds(requests, 2**17, 3))[0]:
+        text, (*fds, to), *_ = got
+        if not os.fork():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            if pid := os.fork(): report(pid, to)
+            os.close(to)
+            become(**json.loads(text), fds=fds)
+        for o in (*fds, to): os.close(o)
+
+if __name__ == '__main__':
+    import sklearn.datasets, matplotlib.backends.backend_agg  # noqa: F401
+    import gnosis_nb.cli, gnosis_nb.experiment, gnosis_nb.generation  # noqa: F401
+    gnosis_nb.cli.compose()                                                  # Hydra has found its plugins
+    gc.freeze()                                                              # forks do not touch what is here
+    serve(socket.socket(fileno=os.dup(0)))
+    os._exit(0)

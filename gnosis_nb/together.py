@@ -29,7 +29,7 @@ def pick_parallel(
         raise ValueError(f"parallel={parallel!r}: expected 'auto' or a number of networks >= 1")
     return parallel
 
-# %% ../nbs/31_together.ipynb #92023004
+# %% ../nbs/31_together.ipynb #a86ffbf3
 def draw_apart(
     nets:Sequence[nn.Module], # to be trained at once
     device:torch.device, # where they are
@@ -38,7 +38,7 @@ def draw_apart(
     if device.type != 'cuda' or tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 12): return True
     return not any(isinstance(o, nn.modules.dropout._DropoutNd) for net in nets for o in net.modules())
 
-# %% ../nbs/31_together.ipynb #b974970f
+# %% ../nbs/31_together.ipynb #87e8d839
 class _Stopped(BaseException):
     "Another training has failed. (No `Exception`, so that no handler on the way mistakes it for one.)"
 
@@ -62,7 +62,8 @@ class _Training(greenlet):
 
     def give_way(self):
         "Let the others run; called within the training."
-        random, grad, kept = _random_state(self.device), torch.is_grad_enabled(), [get() for get, _ in self.kept]
+        random, grad = _random_state(self.device), torch.is_grad_enabled()
+        kept = [get() for get, _ in self.kept]
         self.stream = _stream(self.device)
         try: self.parent.switch()
         finally:
@@ -92,7 +93,7 @@ def let_others():
     me = getcurrent()
     if isinstance(me, _Training): me.give_way()
 
-# %% ../nbs/31_together.ipynb #750e35ec
+# %% ../nbs/31_together.ipynb #ba0b812a
 def run_together(
     trainings:Sequence[Callable], # functions of no argument, which call `let_others`
     device:torch.device, # where they are

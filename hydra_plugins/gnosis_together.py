@@ -1,6 +1,7 @@
 """`hydra/launcher=together`: the jobs of a multirun in one process, several at a time, on one device.
 
-Hydra looks for launchers in the package `hydra_plugins`. Chapter `together` explains how trainings take turns."""
+Hydra looks for launchers in the package `hydra_plugins`. Chapter `together` explains how trainings take
+turns."""
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,8 +48,7 @@ class TogetherLauncher(Launcher):
             job_dir_key='hydra.sweep.dir', job_subdir_key='hydra.sweep.subdir')
 
     def _run(self, jobs):
-        import torch  # wrong settings are refused before
-        from gnosis_nb.reproducible import pick_device
+        from gnosis_nb.reproducible import pick_device  # imports torch; wrong settings are refused before
         from gnosis_nb.together import run_together
         device = pick_device(self.config.get('device') or 'auto')
         return run_together(jobs, device, most=self.n_jobs, kept=[(_hydra, _set_hydra)])

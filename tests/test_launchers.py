@@ -11,6 +11,7 @@ from gnosis_nb.runs import find_runs
 OVERRIDES = ['-m', *SMALL['image_classification'], *SHORT, TEACHERS]
 LAUNCHERS = dict(
     basic=[],
+    together=['hydra/launcher=together', 'hydra.launcher.n_jobs=2'],
     joblib=['hydra/launcher=joblib', 'hydra.launcher.n_jobs=2'],
     submitit=['hydra/launcher=submitit_local', 'hydra.launcher.timeout_min=5',
         'hydra.launcher.cpus_per_task=1'],
@@ -25,7 +26,8 @@ def sweep(folder, *overrides):
 
 @pytest.mark.parametrize('launcher', LAUNCHERS)
 def test_a_failed_job_stops_no_other(tmp_path, launcher):
-    if launcher != 'basic' and not importlib.util.find_spec(f'hydra_plugins.hydra_{launcher}_launcher'):
+    own = launcher in ('basic', 'together')
+    if not own and not importlib.util.find_spec(f'hydra_plugins.hydra_{launcher}_launcher'):
         pytest.skip(f"needs the extra: pip install 'gnosis_nb[{launcher}]'")
     axes = ['teacher.use_ckpts=false', 'trainer.optimizer.lr=0.05,-1,0.06']
     status, (error,), said = sweep(tmp_path, *axes, *LAUNCHERS[launcher])
@@ -35,7 +37,7 @@ def test_a_failed_job_stops_no_other(tmp_path, launcher):
     table, = tmp_path.rglob('table.csv')
     assert pd.read_csv(table)['trainer.optimizer.lr'].tolist() == [.05, .06]
     assert f'2 runs of this sweep, in {table}:' in said
-    if launcher in ('basic', 'joblib'):                      # the others have their jobs' output elsewhere
+    if own or launcher == 'joblib':                      # the others have their jobs' output elsewhere
         labels = {o[:o.index('] ') + 1] for o in said[:said.index('\n\n')].splitlines()}
         assert labels == {'[0 lr=0.05]', '[2 lr=0.06]'}
 

@@ -347,8 +347,8 @@ def bare(args, depth, precision, how, channels_last=True):
         opt.step()
         opt.zero_grad()
         return value.detach(),
-    run = Captured(step, device=args.device) if how == 'graph' else step
-    return partial(timed, run, repeat((x, y)), args)
+    whole = Captured(step, device=args.device) if how == 'graph' else step
+    return partial(timed, whole, repeat((x, y)), args)
 
 
 # What is measured

@@ -10,7 +10,9 @@ import os
 import platform
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from itertools import chain, repeat
@@ -31,6 +33,7 @@ from gnosis_nb.cka import linear_cka
 from gnosis_nb.compute import (Captured, Frozen, autocast, keep_memory, peak_memory, pick_channels_last,
     pick_precision)
 from gnosis_nb.data.augment import augmentation
+from gnosis_nb.data.blocks import DistillBlock, policy_blocks
 from gnosis_nb.data.folder import DataNotFound, image_folder
 from gnosis_nb.data.images import ImageData, ImageSets, normalizer
 from gnosis_nb.data.loaders import image_dls
@@ -41,6 +44,7 @@ from gnosis_nb.inputs import evaluation_rows
 from gnosis_nb.learner import student_learner, teacher_learner
 from gnosis_nb.metrics import accuracy, agreement, ece, nll, predictive_kl
 from gnosis_nb.models import ClassifierEnsemble, build_classifier
+from gnosis_nb.program import EpochProgram
 from gnosis_nb.together import run_together
 
 SKIP = 5  # batches before the clock starts: a step is captured at the fourth
@@ -575,7 +579,7 @@ def our_texts(args, precision, remembered):
 
 def text(args, facts):
     "Training steps of an LSTM with one teacher."
-    auto, makers = facts['precision'], {}
+    auto, makers = 'fp32' if args.device.type == 'cuda' else facts['precision'], {}  # LSTMs of a GPU
     for w in dict.fromkeys((0, args.workers)):
         makers[f'plain PyTorch, fp32, {w} workers'] = partial(plain_texts, workers=w)
     plains = list(makers)
@@ -591,7 +595,105 @@ def text(args, facts):
     yield contest(args, title, makers, 'texts/s', compare)
 
 
-WHAT = {o.__name__: o for o in (loader, step, epoch, ensemble, cka, together, text)}
+# What is not arithmetic
+
+class Nothing:
+    "A recording whose replay does nothing; inputs and outputs are copied as they are on CUDA."
+    def __init__(self, fn, inputs, **options):
+        self.inputs = [o.clone() for o in inputs]
+        self.outputs = fn(*self.inputs)
+
+    def __call__(self, *inputs):
+        for mine, new in zip(self.inputs, inputs): mine.copy_(new)
+        return tuple(o.clone() for o in self.outputs)
+
+class Times(Callback):
+    "CPU time of each epoch's training."
+    order = 10_000
+    def before_fit(self): self.epochs = []
+    def before_train(self): self.start = time.process_time()
+    def after_train(self): self.epochs.append(time.process_time() - self.start)
+
+def tiny_learner(kind, policy='baseline'):
+    "A Learner of 400 batches of 128 tiny images, whose replays do nothing, and the times of its epochs."
+    data = [ImageData(o.images[:, :, :8, :8].contiguous(), o.targets, o.classes, 'random')
+        for o in (random_images(51_200), random_images(256))]
+    sets, times, table = ImageSets(*data, STATISTICS['cifar10']), Times(), FidelityTable(10**9)
+    def net(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+    options = dict(metrics=[], cbs=[table, times], precision='fp32')
+    if kind == 'teacher':
+        learn = teacher_learner(image_dls(sets, 128, augmentation(), device='cpu'), net(), **options)
+    else:
+        dls = DistillBlock(policy_blocks(policy)).dataloaders(sets, bs=128, device='cpu')
+        learn = student_learner(dls, net(), net().eval(), **options)
+    learn.step_engine.record = Nothing
+    return report_nowhere(learn, table), times
+
+def microseconds(args, kind, batches=False, **options):
+    "A round: the CPU time of a batch, the median of three epochs."
+    torch.set_num_threads(1)
+    learn, times = tiny_learner(kind, **options)
+    if batches: learn.remove_cb(EpochProgram)
+    def run():
+        with learn.no_logging(): learn.fit(4)
+        return 1e6 * statistics.median(times.epochs[1:]) / 400
+    return run
+
+
+def overhead(args, facts):
+    "Python's time for a batch: tiny images, one core, recordings whose replays do nothing."
+    kinds = {'student, program': {}, 'student, batch by batch': dict(batches=True),
+        'student of comb_aug, program': dict(policy='comb_aug')}
+    makers = {k: partial(microseconds, kind='student', **v) for k, v in kinds.items()}
+    makers['teacher, program'] = partial(microseconds, kind='teacher')
+    makers['teacher, batch by batch'] = partial(microseconds, kind='teacher', batches=True)
+    yield contest(args, "CPU time of a batch that does not compute", makers, 'µs')
+
+
+JOB = """
+import json, sys, time
+begin = time.perf_counter()
+from gnosis_nb.cli import compose, run_command
+cfg = compose(sys.argv[1:])
+spent = {'settings': time.perf_counter() - begin}
+from gnosis_nb import experiment
+spent['imports'] = time.perf_counter() - begin - spent['settings']
+def timed(part, name):
+    fn = getattr(experiment, name)
+    def run(*args, **kwargs):
+        start = time.perf_counter()
+        try: return fn(*args, **kwargs)
+        finally: spent[part] = spent.get(part, 0) + time.perf_counter() - start
+    setattr(experiment, name, run)
+timed('data', 'load_inputs')
+timed('teacher', 'complete_teachers')
+timed('student', 'fit')
+for name in ('collect_predictions', 'write_report', 'write_statistics'): timed('report', name)
+run_command('image_classification', cfg, say=lambda o: None)
+spent['whole run'] = time.perf_counter() - begin
+print(json.dumps(spent))
+"""
+
+def job(args, facts):
+    "A small run from its start to its report: ResNet-8, digits, a teacher and a student of 5 epochs each."
+    found = []
+    for _ in range(args.rounds):
+        with tempfile.TemporaryDirectory() as tmp:
+            settings = ['+experiment=digits', '+recipe=student', 'trainer.num_epochs=5', f'data_dir={tmp}',
+                f'device={args.device}']
+            start = time.perf_counter()
+            out = subprocess.run([sys.executable, '-c', JOB, *settings], stdout=subprocess.PIPE, check=True)
+            found.append(json.loads(out.stdout.splitlines()[-1]))
+            found[-1]['with the interpreter'] = time.perf_counter() - start
+    rows = {}
+    for part in found[0]:
+        v = [o[part] for o in found]
+        rows[part] = dict(median=statistics.median(v), min=min(v), max=max(v), rounds=v)
+        print(f"{part:20} {rows[part]['median']:7.2f} s  {min(v):6.2f} – {max(v):.2f}")
+    yield dict(title=job.__doc__, unit='s', contenders=rows, ratios={})
+
+
+WHAT = {o.__name__: o for o in (loader, step, epoch, ensemble, cka, together, text, overhead, job)}
 
 def positive(text):
     n = int(text)

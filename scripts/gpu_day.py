@@ -79,7 +79,7 @@ def parts(simulate, data):
         Part('ensemble', benchmark('ensemble', '--depth', str(first), *few), 180),
         Part('epoch', benchmark('epoch', '--depth', str(first), *few), 180),
         Part('text', benchmark('text', *few), 180),
-        Part('cka-loader', benchmark('cka', 'loader', *few), 120),
+        Part('cka-loader', benchmark('cka', 'loader', *few), 120), Part('job', benchmark('job', *few), 180),
         Part('figure', [*figure, f'data_dir={data}'], 1800, needs=data/'datasets'/'cifar10')]
 
 
@@ -275,7 +275,7 @@ def measure(depth, m, k, images, epochs, notebook=False):
     "Images per second, memory and busy share from the second epoch on, when all that can be is recorded."
     import torch
     from fastai.callback.core import Callback
-    from gnosis_nb.together import fit_together
+    from gnosis_nb.together import run_together
     starts, ends = [], []
     def now():
         torch.cuda.synchronize()
@@ -292,7 +292,7 @@ def measure(depth, m, k, images, epochs, notebook=False):
         with learn.no_logging(), learn.no_bar(): learn.fit(epochs)
     with BusyShare() as busy:
         if k == 1: fit(made[0])
-        else: fit_together([partial(fit, o) for o in made], made)
+        else: run_together([partial(fit, o) for o in made], torch.device('cuda'))
     seen = k * images * (epochs - 1)
     return dict(depth=depth, teachers=m, networks=k, notebook=notebook, images=images,
         rate=seen / (max(ends) - min(starts)), allocated_gb=torch.cuda.max_memory_allocated() / 1e9,

@@ -35,7 +35,7 @@ from PIL import Image
 
 from gnosis_nb.cka import cka_matrix, stage_cka
 from gnosis_nb.cli import compose, run_command
-from gnosis_nb.data.augment import augmentation
+from gnosis_nb.data.augment import AUGMENTATIONS, augmentation
 from gnosis_nb.data.blocks import POLICIES, DistillBlock, policy_blocks
 from gnosis_nb.data.folder import image_folder
 from gnosis_nb.data.images import ImageData, ImageSets, image_statistics
@@ -235,11 +235,13 @@ def student(device, policy='baseline', name='tiny', loss=None, m=1, run=True, sy
     learn = student_learner(dls, network(name), ensemble(m, name), loss, metrics=[], cbs=mine, **options)
     return as_a_run(learn, mine) if run else learn
 
-def teacher(device, name='tiny', size=8, rows=ROWS, channels=3, **options):
+def teacher(device, name='tiny', size=8, rows=ROWS, channels=3, names=('crop', 'horizontal_flip'), **options):
     mine, sets = table(), images(size, channels, BATCHES * rows)
-    dls = image_dls(sets, rows, augmentation(), device=device)
+    dls = image_dls(sets, rows, augmentation(names, JITTER), device=device)
     learn = teacher_learner(dls, network(name, size, channels), lr=.01, metrics=[], cbs=mine, **options)
     return as_a_run(learn, mine)
+
+JITTER = dict(colorjitter=dict(brightness=.2, contrast=.2, saturation=.2, hue=.2))
 
 class Noise:
     "A source of synthetic images."
@@ -280,6 +282,10 @@ def policies(rig, policy):
         synth = Noise(device) if policy == 'gan' else None
         return student(device, policy, synth=synth, **options)
     rig.compare(make, random=policy in ('noise', 'gan'))
+
+def augmentations(rig):
+    "Every transform by name, one after the other."
+    rig.compare(partial(teacher, names=list(AUGMENTATIONS)))
 
 def generator(rig):
     "Policy gan with a network that makes the images."
@@ -456,7 +462,8 @@ SCENARIOS = dict(
     **{f'network {name}': partial(networks, name=name, size=size, rows=rows) for name, size, rows in
        [('preresnet', 8, ROWS), ('dropout', 8, ROWS), ('lenet', 28, ROWS), ('vgg', 16, 2),
         ('resnet', 32, 2)]},
-    **{f'policy {o}': partial(policies, policy=o) for o in POLICIES}, generator=generator,
+    **{f'policy {o}': partial(policies, policy=o) for o in POLICIES},
+    augmentations=augmentations, generator=generator,
     **{f'loss {o}': partial(losses, loss=o) for o in ALL_LOSSES},
     **{f'hard labels {name}': partial(hard_labels, **o) for name, o in {
         'sampled': dict(device=None, mode='sample'), 'corrupted': dict(device=None, corruption_ratio=.3),

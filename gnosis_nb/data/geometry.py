@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Transform', 'Window', 'check_sizes', 'random_crop', 'random_flip', 'check_range', 'draw_uniform', 'sometimes',
-           'rotate', 'random_rotation', 'perspective', 'random_perspective', 'per_image', 'RandomResizedCrop']
+           'rotate', 'random_rotation', 'perspective', 'random_perspective', 'RandomResizedCrop', 'per_image']
 
 # %% ../../nbs/24_data.geometry.ipynb #2e2a1499
 import math
@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from .split import check_ratio
 
-# %% ../../nbs/24_data.geometry.ipynb #72d03f7d
+# %% ../../nbs/24_data.geometry.ipynb #3594a69c
 class Transform:
     "A batch transform in two halves."
     def __init__(self,
@@ -359,6 +359,84 @@ def random_perspective(
     warp = partial(_warp, _check_interpolation(interpolation), _check_fill(fill))
     return sometimes(Transform(partial(_draw_warp, distortion_scale), warp), p)
 
+# %% ../../nbs/24_data.geometry.ipynb #d0e02f29
+def _reach(start, length, size, out):
+    "Weights [n, out, size] with which pixels `start` to `start + length` of each image become `out` pixels."
+    step = (length/out)[:, None, None]  # input pixels for one of the result
+    centre = start[:, None, None] + (torch.arange(out, device=start.device)[:, None] + .5)*step
+    pixel = torch.arange(size, device=start.device) + .5
+    weight = (1 - (pixel - centre).abs()/step.clamp_min(1)).clamp_min(0)
+    inside = (pixel > start[:, None, None]) & (pixel < (start + length)[:, None, None])
+    weight = weight*inside
+    return weight/weight.sum(2, keepdim=True)
+
+def _first(valid, values):
+    "Of several draws [k, n] the first valid one [n]."
+    return values.gather(0, valid.byte().argmax(0, keepdim=True))[0]
+
+class RandomResizedCrop(Transform):
+    "Batch transform: cut a random part of each image and bring it to one size."
+    def __init__(self,
+        size:int|Sequence|None=None, # of the result, (height, width) if not square; None: as before
+        scale:Sequence=(.08, 1.),    # share of the area that is cut out, uniform between these
+        ratio:Sequence=(3/4, 4/3),   # of its width to its height, log-uniform between these
+    ):
+        self.size = None if size is None else check_sizes('size', size)
+        def alone(v): return v, v
+        self.scale = check_range('scale', scale, alone, 0, 1)
+        self.ratio = check_range('ratio', ratio, alone, 0)
+
+    def draw(self,
+        n:int,     # images
+        shape,     # [C, H, W] of each
+        generator, # on the CPU
+    )->tuple:
+        "Top, left, height and width of each part, float32 [n, 4]. Ten are tried, as in torchvision."
+        h, w = shape[1:]
+        area = draw_uniform(10*n, self.scale, generator).view(10, n)*h*w
+        ratio = draw_uniform(10*n, [math.log(o) for o in self.ratio], generator).view(10, n).exp()
+        high, wide = (area/ratio).sqrt().round(), (area*ratio).sqrt().round()
+        valid = (high > 0) & (high <= h) & (wide > 0) & (wide <= w)
+        found, (whole_high, whole_wide) = valid.any(0), self._largest(h, w)
+        high = torch.where(found, _first(valid, high), whole_high)
+        wide = torch.where(found, _first(valid, wide), whole_wide)
+        free = torch.stack([h - high, w - wide])
+        place = torch.where(found, (torch.rand(2, n, generator=generator)*(free + 1)).floor(), (free/2).floor())
+        return torch.cat([place, high[None], wide[None]]).T.contiguous(),
+
+    def _largest(self, h, w):
+        "Height and width of the largest part with an allowed ratio."
+        low, high = self.ratio
+        if w/h < low: return round(w/low), w
+        if w/h > high: return h, round(h*high)
+        return h, w
+
+    def apply(self,
+        x:torch.Tensor,    # uint8 [n, C, H, W]
+        parts:torch.Tensor # from `draw`, where the images are
+    )->torch.Tensor:
+        "The parts in the size of the result, uint8."
+        (h, w), (out_h, out_w) = x.shape[2:], self.size or x.shape[2:]
+        top, left, high, wide = parts.T
+        rows, columns = _reach(top, high, h, out_h), _reach(left, wide, w, out_w)
+        res = rows[:, None] @ x.float() @ columns.mT[:, None]
+        return res.round_().clamp_(0, 255).to(torch.uint8)
+
+    def shape_after(self,
+        shape, # [C, H, W] of an image
+    ):
+        "[C, H', W'] of the result."
+        return shape[0], *(self.size or shape[1:])
+
+    def at_size(self, size): # where no size was given
+        "The torchvision transform of one image, tensor or PIL."
+        return v2.RandomResizedCrop(self.size or size, self.scale, self.ratio)
+
+    @property
+    def transform(self):
+        "The torchvision transform of one image; None while its size depends on the images."
+        return self.size and self.at_size(self.size)
+
 # %% ../../nbs/24_data.geometry.ipynb #67005c22
 def _each(transform, x, generator):
     seed = torch.randint(2**62, (1,), generator=generator).item()
@@ -372,26 +450,3 @@ def per_image(
 )->Callable:
     "Batch transform: a torchvision transform of each image. The global generator stays as it was."
     return partial(_each, transform)
-
-class RandomResizedCrop:
-    "Batch transform: cut a random part of each image and bring it to one size."
-    def __init__(self,
-        size:int|Sequence|None=None, # of the result, (height, width) if not square; None: as before
-        scale:Sequence=(.08, 1.),    # share of the area that is cut out, uniform between these
-        ratio:Sequence=(3/4, 4/3),   # of its width to its height, log-uniform between these
-    ):
-        self.size = None if size is None else check_sizes('size', size)
-        def alone(v): return v, v
-        self.scale = check_range('scale', scale, alone, 0, 1)
-        self.ratio = check_range('ratio', ratio, alone, 0)
-
-    def at_size(self, size): # where no size was given
-        "The torchvision transform of one image, tensor or PIL."
-        return v2.RandomResizedCrop(self.size or size, self.scale, self.ratio)
-
-    @property
-    def transform(self):
-        "The torchvision transform of one image; None while its size depends on the images."
-        return self.size and self.at_size(self.size)
-
-    def __call__(self, x, generator): return _each(self.at_size(x.shape[2:]), x, generator)

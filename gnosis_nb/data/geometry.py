@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from .split import check_ratio
 
-# %% ../../nbs/24_data.geometry.ipynb #3594a69c
+# %% ../../nbs/24_data.geometry.ipynb #22c0f121
 class Transform:
     "A batch transform in two halves."
     def __init__(self,
@@ -359,7 +359,7 @@ def random_perspective(
     warp = partial(_warp, _check_interpolation(interpolation), _check_fill(fill))
     return sometimes(Transform(partial(_draw_warp, distortion_scale), warp), p)
 
-# %% ../../nbs/24_data.geometry.ipynb #d0e02f29
+# %% ../../nbs/24_data.geometry.ipynb #fcd9cdad
 def _reach(start, length, size, out):
     "Weights [n, out, size] with which pixels `start` to `start + length` of each image become `out` pixels."
     step = (length/out)[:, None, None]  # input pixels for one of the result
@@ -400,8 +400,8 @@ class RandomResizedCrop(Transform):
         found, (whole_high, whole_wide) = valid.any(0), self._largest(h, w)
         high = torch.where(found, _first(valid, high), whole_high)
         wide = torch.where(found, _first(valid, wide), whole_wide)
-        free = torch.stack([h - high, w - wide])
-        place = torch.where(found, (torch.rand(2, n, generator=generator)*(free + 1)).floor(), (free/2).floor())
+        free, u = torch.stack([h - high, w - wide]), torch.rand(2, n, generator=generator)
+        place = torch.where(found, u*(free + 1), free/2).floor()
         return torch.cat([place, high[None], wide[None]]).T.contiguous(),
 
     def _largest(self, h, w):

@@ -128,6 +128,7 @@ class CudaGraph:
         inputs, # tensors to record it with
         stream:torch.cuda.Stream|None=None, # where it was tried before; default: a new one
         generators=(), # `torch.Generator`s of the device that `fn` draws from, besides the default one
+        pool=None, # memory of another recording, which never runs at the same time; default: its own
     ):
         self.inputs, self.graph = [o.clone() for o in inputs], torch.cuda.CUDAGraph()
         stream = stream or torch.cuda.Stream()
@@ -135,7 +136,7 @@ class CudaGraph:
         stream.wait_stream(here)
         for o in generators: self.graph.register_generator_state(o)
         # other threads may allocate in the meantime, e.g. to pin memory
-        record = torch.cuda.graph(self.graph, stream=stream, capture_error_mode='thread_local')
+        record = torch.cuda.graph(self.graph, pool, stream, capture_error_mode='thread_local')
         try:
             with torch.cuda.device(stream.device), record: self.outputs = fn(*self.inputs)
         finally: torch.cuda.set_stream(here)  # a recording that fails leaves its own
@@ -200,6 +201,7 @@ class Captured:
     def forget(self):
         "Drop all recordings."
         self.seen, self.recordings, self.failed = {}, {}, set()
+        self.options.pop('pool', None)
 
     def __call__(self, *inputs, key=()):
         key = key, tuple((o.shape, o.dtype, o.stride()) for o in inputs)
@@ -214,6 +216,8 @@ class Captured:
         return self.seen[key] > self.warmup
 
     def _record(self, key, inputs):
+        first = next(iter(self.recordings.values()), None)
+        if hasattr(first, 'graph'): self.options['pool'] = first.graph.pool()  # one replay follows the other
         try: self.recordings[key] = self.record(self.fn, inputs, **self.options)
         except Exception as e:
             self.failed.add(key)
@@ -242,7 +246,7 @@ def cast_weights(
     exact_output(net)
     return net
 
-# %% ../nbs/30_compute.ipynb #44211b2e
+# %% ../nbs/30_compute.ipynb #a10a66d7
 class Frozen:
     "A network whose weights do not change as a function: images -> logits, fp32, without gradients."
     def __init__(

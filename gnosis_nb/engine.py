@@ -132,10 +132,26 @@ class StepEngine(Callback):
         self.undo = []
 
 # %% ../nbs/32_engine.ipynb #6fa451e7
+def _counting_at_once(net, forward):
+    "`forward` of `net`, whose BatchNorm layers count their batches in one operation instead of one each."
+    layers = [o for o in net.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm)]
+    layers = [o for o in layers if o.num_batches_tracked is not None and o.momentum is not None]
+    def run(*x):
+        counting = [o for o in layers if o.training]
+        counters = [o.num_batches_tracked for o in counting]
+        try:
+            for o in counting: o.num_batches_tracked = None
+            out = forward(*x)
+        finally:
+            for o, counter in zip(counting, counters): o.num_batches_tracked = counter
+        if counters: torch._foreach_add_(counters, 1)
+        return out
+    return run
+
 def _fast_forward(net, device, precision, compile):
     "The forward pass of a network in training, as a function."
     plain = MethodType(type(net).forward, net)
-    run = Compiled(plain) if compile else plain
+    run = Compiled(plain) if compile else _counting_at_once(net, plain)
     def forward(*x):
         with autocast(device, precision): return to_float(run(*x))
     return forward
@@ -315,7 +331,7 @@ def give_up(self:StepEngine,
     self._make_ordinary()
     warn_once(self.learn, f"the step runs uncaptured: {problem}")
 
-# %% ../nbs/32_engine.ipynb #db0419a1
+# %% ../nbs/32_engine.ipynb #f5861b33
 _OF_BATCHES = {'before_batch', 'after_batch', 'after_cancel_batch', *_INNER_EVENTS}
 
 class QuickLearner(Learner):

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Plan', 'SoFar', 'EpochProgram']
 
-# %% ../nbs/33_program.ipynb #faee94e3
+# %% ../nbs/33_program.ipynb #de39cc78
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from fastai.callback.core import Callback, TrainEvalCallback
@@ -22,10 +23,13 @@ from .compute import describe_error
 from .engine import StepEngine, listens, warn_once
 from .together import let_others
 
-# %% ../nbs/33_program.ipynb #7f869fd3
-def _leaves(tree):
-    if isinstance(tree, torch.Tensor): return [tree]
-    return [o for part in tree for o in _leaves(part)]
+# %% ../nbs/33_program.ipynb #29c241d3
+def _leaves(tree, found):
+    "Add the tensors of a tuple or list of trees to a list, which is returned."
+    for o in tree:
+        if isinstance(o, torch.Tensor): found.append(o)
+        else: _leaves(o, found)
+    return found
 
 def _rebuild(tree, leaves):
     "A tree like this one, of an iterator's tensors."
@@ -41,7 +45,7 @@ class Plan:
         device:torch.device, # where they are read
     ):
         self.tree, self.fields, self.width = tree, [], 0
-        for o in _leaves(tree):
+        for o in _leaves(tree, []):
             size = o.numel()*o.element_size()
             self.fields.append((self.width, size, o.dtype, o.shape))
             self.width += -(-size//8)*8  # each field begins where any type may
@@ -54,7 +58,7 @@ class Plan:
     ):
         "Replace the plan. The host does not wait."
         rows = torch.zeros(len(trees), self.width, dtype=torch.uint8, pin_memory=self.rows.is_cuda)
-        for (start, size, *_), column in zip(self.fields, zip(*map(_leaves, trees))):
+        for (start, size, *_), column in zip(self.fields, zip(*(_leaves(o, []) for o in trees))):
             rows[:, start:start+size] = torch.stack(column).view(len(trees), -1).view(torch.uint8)
         self.rows[:len(trees)].copy_(rows, non_blocking=True)
         self.at.zero_()
@@ -67,7 +71,7 @@ class Plan:
 
     def advance(self): self.at += 1
 
-# %% ../nbs/33_program.ipynb #ad83fb18
+# %% ../nbs/33_program.ipynb #6131d912
 class _Rows:
     "Room for `n` rows of tensors and a batch, which are written one batch after the other."
     def __init__(self, n): self.n, self.room, self.at = n, None, None
@@ -93,7 +97,7 @@ class SoFar:
     @property
     def new_rows(self): return sum(self.sizes[len(self.sizes) - self.new:])
 
-# %% ../nbs/33_program.ipynb #27f746c7
+# %% ../nbs/33_program.ipynb #95906f55
 _EVENTS = 'before_batch', 'after_batch', 'after_cancel_batch'
 _KNOWN = TrainEvalCallback, CastToTensor, ProgressCallback, StepEngine
 
@@ -150,11 +154,11 @@ class EpochProgram(Callback):
         if self.training: self._train_epoch()
         else: type(self.learn).all_batches(self.learn)
 
-# %% ../nbs/33_program.ipynb #7a3a6dd3
+# %% ../nbs/33_program.ipynb #5539731a
 @patch
 def _make_batch(self:EpochProgram):
     "A batch of the kind `self.kind`, from reading its numbers to keeping what came of it."
-    sizes, recall = self.kind
+    sizes, recall = self.now.kind
     plan, loader, engine = self.plans[sizes], self.dls.train, self.engine
     numbers = plan.read()
     x, y, *temp = loader.make(numbers)
@@ -173,23 +177,23 @@ def _make_batch(self:EpochProgram):
 @patch
 def _take(self:EpochProgram):
     "Give the rows that are kept to those that take them."
-    for cb in self.takers: cb.take(*self.kept.first(self.filled))
+    for cb in self.takers: cb.take(*self.kept.first(self.now.filled))
     self.kept.at.zero_()
     return ()
 
-# %% ../nbs/33_program.ipynb #73fc4544
+# %% ../nbs/33_program.ipynb #ec8d965d
 @patch
 def _train_epoch(self:EpochProgram):
     idxs = self.dls.train.plan()
     self.learn.n_iter = len(idxs)
     self._begin(len(idxs))
-    done, rows_in = self.done, self.rows_in
+    now, rows_in, run, full, period = self.now, self.rows_in, self._run, self.measured, self.period
     for sizes, rows in self._planned(idxs):
-        self._run(sizes, rows)
-        done.append(rows_in[sizes])
-        self.filled += done[-1]
-        if self.filled >= self.measured: self._measure()
-        if time.monotonic() - self.told > self.period: self._tell()
+        run(sizes, rows)
+        now.done.append(rows_in[sizes])
+        now.filled += rows_in[sizes]
+        if now.filled >= full: self._measure()
+        if time.monotonic() - now.told > period: self._tell()
         let_others()
     self._measure()
     self._tell()
@@ -207,7 +211,9 @@ def _begin(self:EpochProgram, n):
     if self.engine.recorded:
         self.engine.fill_rates()
         if getattr(loss, 'changes', False): self.run_batch.forget()
-    self.done, self.filled, self.reported, self.told = [], 0, 0, time.monotonic()
+    self.ready = {}  # recordings by kind, under these settings
+    # a callback looks through its Learner for each attribute that it is given; this does not
+    self.now = SimpleNamespace(kind=None, done=[], filled=0, reported=0, told=time.monotonic())
 
 @patch
 def _make_room(self:EpochProgram, n):
@@ -234,7 +240,7 @@ def _planned(self:EpochProgram, idxs):
     rows_of = loader.row_numbers if loader.repeats else lambda tree: None
     for idx in idxs:
         tree = draw(idx)
-        sizes = (len(idx),) if one else tuple(map(len, idx))
+        sizes = (idx.shape[0],) if one else tuple([o.shape[0] for o in idx])
         piece.append((sizes, rows_of(tree), tree))
         if sizes not in plans: plans[sizes] = Plan(tree, len(idxs), self.most_bytes, self.at.device)
         room -= plans[sizes].width
@@ -255,8 +261,17 @@ def _run(self:EpochProgram, sizes, rows):
     "One batch."
     repeats = rows is not None and self.recalls is not None
     recall = repeats and self.recalls(rows)
-    self.kind, problem = (sizes, recall), None
-    try: self.run_batch(key=(self.kind, self.settings))
+    kind = self.now.kind = sizes, recall
+    ready = self.ready.get(kind)
+    if ready: ready()
+    else: self._run_first(kind)
+    if repeats and not recall: self.learnt(rows)
+
+@patch
+def _run_first(self:EpochProgram, kind):
+    "A batch of a kind that may have no recording yet."
+    key, problem = (kind, self.settings), None
+    try: self.run_batch(key=key)
     except RuntimeError as e:
         if not self.engine.recorded or self.run_batch.recordings: raise
         problem = describe_error(e)
@@ -264,23 +279,23 @@ def _run(self:EpochProgram, sizes, rows):
         self.engine.give_up(problem)
         self.run_batch, self.run_take = self._plainly, self._take_plainly
         self._make_batch()
-    if repeats and not recall: self.learnt(rows)
+    elif self.engine.recorded: self.ready[kind] = self.run_batch.recordings.get((key, ()))
 
 @patch
 def _measure(self:EpochProgram):
-    if self.takers and self.filled: self.run_take(key=self.filled)
-    self.filled = 0
+    if self.takers and self.now.filled: self.run_take(key=self.now.filled)
+    self.now.filled = 0
 
 @patch
 def _tell(self:EpochProgram):
     "Report the batches since the last report."
-    n, learn = len(self.done), self.learn
-    if n == self.reported: return
-    new, self.reported, self.told = n - self.reported, n, time.monotonic()
+    n, learn, now = len(self.now.done), self.learn, self.now
+    if n == now.reported: return
+    new, now.reported, now.told = n - now.reported, n, time.monotonic()
     learn.iter = n - 1
     learn.train_iter += new
     learn.pct_train += new / (learn.n_iter*learn.n_epoch)
-    so_far = SoFar(self.done, self.losses[:n], self.norms[:n], new)
+    so_far = SoFar(now.done, self.losses[:n], self.norms[:n], new)
     for cb in learn.cbs.sorted('order'):
         if not cb.run: continue
         if hasattr(cb, 'after_batches'): cb.after_batches(so_far)

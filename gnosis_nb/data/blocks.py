@@ -291,7 +291,9 @@ def draw(self:DistillLoader,
     idx, # row numbers of every part, on the CPU
 ):
     "All that a batch depends on, a tree of tensors on the CPU (`data.loaders`)."
-    return tuple(part.draw(i) for part, i in zip(self.parts, idx)), self._draw_finish(sum(map(len, idx)))
+    parts = [part.draw(i) for part, i in zip(self.parts, idx)]
+    if not (self.noise or self.mixup_alpha): return parts, ((), ())
+    return parts, self._draw_finish(sum(map(len, idx)))
 
 @patch
 def row_numbers(self:DistillLoader,

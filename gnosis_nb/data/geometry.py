@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from .split import check_ratio
 
-# %% ../../nbs/24_data.geometry.ipynb #22c0f121
+# %% ../../nbs/24_data.geometry.ipynb #3faaebcd
 class Transform:
     "A batch transform in two halves."
     def __init__(self,
@@ -45,14 +45,16 @@ class _Crop:
     draws:ClassVar[int] = 2
     def size_after(self, h, w): return self.size or (h, w)
     def draw(self, h, w, n, generator):
-        return tuple(self._offset(*o, n, generator) for o in zip((h, w), self.size_after(h, w)))
+        down, across = (self._room(*o) for o in zip((h, w), self.size_after(h, w)))
+        def offsets(room, *shape): return torch.randint(-self.padding, room, shape, generator=generator)
+        if down == across: return offsets(down, 2, n, 1).unbind()  # the same numbers as by two calls
+        return offsets(down, n, 1), offsets(across, n, 1)
 
-    def _offset(self, have, want, n, generator):
-        free = have + 2*self.padding - want
-        if free < 0:
-            raise ValueError(f"size={self.size}: expected at most the {have + 2*self.padding} pixels "
-                             f"that image and padding have")
-        return torch.randint(-self.padding, free - self.padding + 1, (n, 1), generator=generator)
+    def _room(self, have, want):
+        "The end of the range of offsets."
+        if have + 2*self.padding >= want: return have + self.padding - want + 1
+        raise ValueError(f"size={self.size}: expected at most the {have + 2*self.padding} pixels "
+                         f"that image and padding have")
 
     def move(self, at, down, across):
         at.top, at.left = at.top + at.down*down, at.left + across
@@ -64,8 +66,9 @@ class _Flip:
     dim:int
     draws:ClassVar[int] = 1
     def size_after(self, h, w): return h, w
-    def draw(self, h, w, n, generator): return torch.rand(n, 1, generator=generator) < self.p,
-    def move(self, at, chosen):
+    def draw(self, h, w, n, generator): return torch.rand(n, 1, generator=generator),
+    def move(self, at, u):
+        chosen = u < self.p
         if self.dim == -1:
             at.left = torch.where(chosen, at.width - at.w - at.left, at.left)
             at.mirrored = at.mirrored ^ chosen
@@ -359,7 +362,7 @@ def random_perspective(
     warp = partial(_warp, _check_interpolation(interpolation), _check_fill(fill))
     return sometimes(Transform(partial(_draw_warp, distortion_scale), warp), p)
 
-# %% ../../nbs/24_data.geometry.ipynb #fcd9cdad
+# %% ../../nbs/24_data.geometry.ipynb #844c17c9
 def _reach(start, length, size, out):
     "Weights [n, out, size] with which pixels `start` to `start + length` of each image become `out` pixels."
     step = (length/out)[:, None, None]  # input pixels for one of the result

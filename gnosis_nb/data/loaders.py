@@ -206,7 +206,7 @@ def _tile(self:ImageLoader, shape): # (H, W, C)
         self._tiles[shape] = tuple(repeat(o).to(self.device) for o in (255*shift, 1/(255*scale)))
     return self._tiles[shape]
 
-# %% ../../nbs/26_data.loaders.ipynb #7ffc5328
+# %% ../../nbs/26_data.loaders.ipynb #5cf87cff
 def send(
     tree,   # a tensor, or a tuple or list of trees
     device, # where it goes
@@ -220,8 +220,9 @@ def draw(self:ImageLoader,
     idx, # row numbers [batch], on the CPU
 ):
     "All that the batch of these rows depends on, a tree of tensors on the CPU."
-    n, shape = len(idx), self.dataset.shape
+    n, shape = idx.shape[0], self.dataset.shape
     cut = self.window.draw(n, shape, self.generator)
+    if not self.rest: return idx, cut, []
     return idx, cut, draw_steps(self.rest, n, self.window.shape_after(shape), self.generator)
 
 @patch

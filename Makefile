@@ -1,6 +1,7 @@
 # Each target works from a fresh clone: it creates .venv by itself.
 PYTHON ?= python3
 LAB_FLAGS ?=
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Threads that wait must not spin: where other programs use the cores, too, training would be many times slower.
@@ -11,9 +12,9 @@ export OMP_WAIT_POLICY = PASSIVE
 demo: .venv/.lib  ## three teachers and a student on the digits, in a minute or two
 	gnosis-image-classification +experiment=digits teacher.num_components=3 teacher.independent=true data_dir=demo exp_name=digits
 
-test: .venv/.dev  ## notebooks, then pytest
-	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
-	OMP_NUM_THREADS=1 pytest -q -n 2 --dist worksteal --durations=10 tests
+test: .venv/.dev  ## notebooks, then pytest, on all cores
+	OMP_NUM_THREADS=1 nbdev_test --n_workers $(WORKERS) --timing
+	OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist worksteal --durations=10 tests
 
 lint: .venv/.dev  ## long lines, semicolons, private names of other modules, unused imports and names; rules in pyproject.toml
 	ruff check .

@@ -62,10 +62,11 @@ class Distillation(Callback):
         self.learn.loss_func = own if predicts else _Objective(self, own)
 
     def before_batch(self):
-        if len(self.yb) > 1: self.row_temp, self.learn.yb = self.yb[1], self.yb[:1]
+        learn = self.learn  # to look there at once
+        if len(learn.yb) > 1: self.row_temp, learn.yb = learn.yb[1], learn.yb[:1]
         else: self.row_temp = self.temp
-        rows = getattr(self.dl, 'made_of', None)
-        self.learn.teacher_logits = self._ask() if rows is None else self._recall(rows)
+        rows = getattr(learn.dl, 'made_of', None)
+        learn.teacher_logits = self._ask() if rows is None else self._recall(rows)
 
     def state_dict(self): return dict(self.loss.state_dict())  # a schedule, random numbers
     def load_state_dict(self, state): self.loss.load_state_dict(state)
@@ -107,8 +108,9 @@ class _Objective:
 # %% ../nbs/34_distill.ipynb #10ddbda0
 @patch
 def _ask(self:Distillation):
-    if not self.training: return self._ask_once(*self.xb)
-    with torch.no_grad(): return self.learn.ask_teacher(*self.xb)
+    learn = self.learn
+    if not learn.training: return self._ask_once(*learn.xb)
+    with torch.no_grad(): return learn.ask_teacher(*learn.xb)
 
 @patch
 def _ask_once(self:Distillation, *xb):
@@ -240,14 +242,15 @@ class FidelityTable(Callback):
         self._reset()
 
     def after_batch(self):
-        teacher_logits = getattr(self.learn, 'teacher_logits', None)
-        self.pending.append((self.pred.detach(), self.yb[0], teacher_logits))
-        self.losses.append(self.loss.detach()[None])
-        self.sizes.append(len(self.yb[0]))
-        if self.training:
-            norm = getattr(self.learn, 'grad_norm', None)
+        learn = self.learn  # to look there at once
+        y, known = learn.yb[0], vars(learn)
+        self.pending.append((learn.pred.detach(), y, known.get('teacher_logits')))
+        self.losses.append(learn.loss.detach()[None])
+        self.sizes.append(y.shape[0])
+        if learn.training:
+            norm = known.get('grad_norm')
             self.norms.append(None if norm is None else norm[None])
-            self._look(self.loss)
+            self._look(learn.loss)
         if sum(self.sizes[-len(self.pending):]) >= 4096: self._measure()
 
     def after_batches(self, so_far:SoFar):
@@ -355,7 +358,8 @@ class PrintProgress(Callback):
     def after_train(self): self.busy += time.time() - self.began
 
     def after_batch(self):
-        if self.training: self._count(len(self.yb[0]))
+        learn = self.learn
+        if learn.training: self._count(learn.yb[0].shape[0])
 
     def after_batches(self, so_far:SoFar): self._count(so_far.new_rows)
 

@@ -193,17 +193,18 @@ def _makes_own_step(self:StepEngine):
 
 @patch
 def before_batch(self:StepEngine):
-    self.learn.xb = self.laid_out(self.xb)
-    if not (self.own and self.training and len(self.yb)): return
-    extra = getattr(self.loss_func, 'extra', tuple)()
+    learn = self.learn  # to look there at once
+    learn.xb = self.laid_out(learn.xb)
+    if not (self.own and learn.training and len(learn.yb)): return
+    extra = getattr(learn.loss_func, 'extra', tuple)()
     run = self._replay if self.recorded else self.make_step
-    self.learn.pred, self.learn.loss, self.learn.grad_norm = run(self.xb, self.yb, extra)
-    self.learn.loss_grad = self.learn.loss
+    learn.pred, learn.loss, learn.grad_norm = run(learn.xb, learn.yb, extra)
+    learn.loss_grad = learn.loss
     raise CancelBatchException()
 
 @patch
 def after_batch(self:StepEngine):
-    if self.training: let_others()
+    if self.learn.training: let_others()
 
 @patch
 def laid_out(self:StepEngine, xb):
@@ -223,15 +224,16 @@ def make_step(self:StepEngine,
 @patch
 def _step(self:StepEngine, *tensors):
     "Forward, loss, backward, optimiser; returns predictions, loss, and the norm of the gradients."
-    n_x, n_y = self.counts
-    self.opt.zero_grad()
-    pred = self.model(*tensors[:n_x])
-    loss = self.loss_func(pred, *tensors[n_x:])
+    (n_x, n_y), learn = self.counts, self.learn
+    model, opt = learn.model, learn.opt
+    opt.zero_grad()
+    pred = model(*tensors[:n_x])
+    loss = learn.loss_func(pred, *tensors[n_x:])
     loss.backward()
     if self.recorded: self._lay_out_gradients()
-    norm = grad_norm(self.model)
-    self.opt.step()
-    self.opt.zero_grad()
+    norm = grad_norm(model)
+    opt.step()
+    opt.zero_grad()
     return to_detach(pred, cpu=False), loss.detach(), norm
 
 # %% ../nbs/32_engine.ipynb #f03329ce
@@ -290,7 +292,7 @@ def before_train(self:StepEngine):
 @contextmanager
 def tensor_rates(self:StepEngine):
     "Within this context the optimiser reads its learning rates where `fill_rates` puts them."
-    groups = self.opt.opt.param_groups
+    groups = self.learn.opt.opt.param_groups
     rates = [g['lr'] for g in groups]
     for g, mine in zip(groups, self.rates): g['lr'] = mine
     try: yield
@@ -300,12 +302,13 @@ def tensor_rates(self:StepEngine):
 @patch
 def fill_rates(self:StepEngine):
     "Send the present learning rates to the device."
-    for g, mine in zip(self.opt.opt.param_groups, self.rates): mine.fill_(g['lr'])
+    for g, mine in zip(self.learn.opt.opt.param_groups, self.rates): mine.fill_(g['lr'])
 
 @patch
 def settings(self:StepEngine):
     "What a recording of a step depends on besides its tensors."
-    return tuple((k, v) for g in self.opt.opt.param_groups for k, v in g.items() if k not in ('params', 'lr'))
+    groups = self.learn.opt.opt.param_groups
+    return tuple((k, v) for g in groups for k, v in g.items() if k not in ('params', 'lr'))
 
 @patch
 def _replay(self:StepEngine, xb, yb, extra):
@@ -331,7 +334,7 @@ def give_up(self:StepEngine,
     self._make_ordinary()
     warn_once(self.learn, f"the step runs uncaptured: {problem}")
 
-# %% ../nbs/32_engine.ipynb #f5861b33
+# %% ../nbs/32_engine.ipynb #688cc8c4
 _OF_BATCHES = {'before_batch', 'after_batch', 'after_cancel_batch', *_INNER_EVENTS}
 
 class QuickLearner(Learner):

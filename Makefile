@@ -1,7 +1,7 @@
 # Each target works from a fresh clone: it creates .venv by itself.
 PYTHON ?= python3
 LAB_FLAGS ?=
-WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Threads that wait must not spin: where other programs use the cores, too, training would be many times slower.
@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY = PASSIVE
 demo: .venv/.lib  ## three teachers and a student on the digits, in a minute or two
 	gnosis-image-classification +experiment=digits teacher.num_components=3 teacher.independent=true data_dir=demo exp_name=digits
 
-test: .venv/.dev  ## notebooks, then pytest, on all cores
+test: .venv/.dev  ## notebooks, then pytest, on up to four cores
 	OMP_NUM_THREADS=1 nbdev_test --n_workers $(WORKERS) --timing
 	OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist worksteal --durations=10 tests
 

@@ -334,7 +334,7 @@ def give_up(self:StepEngine,
     self._make_ordinary()
     warn_once(self.learn, f"the step runs uncaptured: {problem}")
 
-# %% ../nbs/32_engine.ipynb #688cc8c4
+# %% ../nbs/32_engine.ipynb #e3f04ad6
 _OF_BATCHES = {'before_batch', 'after_batch', 'after_cancel_batch', *_INNER_EVENTS}
 
 class QuickLearner(Learner):

@@ -41,7 +41,7 @@ def optimizer(
     known = inspect.signature(cls).parameters
     return partial(OptimWrapper, opt=cls, **{k: v for k, v in hypers.items() if k in known})
 
-# %% ../nbs/35_learner.ipynb #7be8b26f
+# %% ../nbs/35_learner.ipynb #e13b4c4f
 class LossRecorder(Recorder):
     "fastai's Recorder, for which the host does not wait in every batch."
     name = 'recorder'

@@ -224,7 +224,7 @@ def make_step(self:StepEngine,
 @patch
 def _step(self:StepEngine, *tensors):
     "Forward, loss, backward, optimiser; returns predictions, loss, and the norm of the gradients."
-    (n_x, n_y), learn = self.counts, self.learn
+    n_x, learn = self.counts[0], self.learn
     model, opt = learn.model, learn.opt
     opt.zero_grad()
     pred = model(*tensors[:n_x])

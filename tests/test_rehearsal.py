@@ -35,7 +35,7 @@ PROGRAM = 1.2, .6
 LAUNCHES = {
     **dict.fromkeys(('teacher', 'cuda:1', 'network', 'held', 'landscape', 'student', 'loss', 'hard labels',
         'policy', 'augmentations', 'generator'), PROGRAM), 'policy ood': (1.4, 1.2),
-    'notebook': PROGRAM, 'streamed': (1, 31), 'gan': (1.2, 14), 'texts, bucket=True': (2, 27),
+    'notebook': PROGRAM, 'streamed': (1, 32), 'gan': (1.2, 14), 'texts, bucket=True': (2, 27),
     'texts, bucket=False': (2, 80), 'texts_on_cpu': (2, 31)}
 
 LATE = {'texts, bucket=False': 1}  # recordings in the last epoch: texts of a length that is new

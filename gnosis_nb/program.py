@@ -40,7 +40,7 @@ class Plan:
     "Numbers of many batches of one kind, of which `read` gives one after the other."
     def __init__(self,
         tree, # the numbers of one batch, on the CPU
-        most:int, # batches at a time,
+        most:int, # batches at a time
         most_bytes:int, # unless they take more than this
         device:torch.device, # where they are read
     ):
@@ -142,7 +142,8 @@ class EpochProgram(Callback):
     def _problem(self):
         "Why training goes batch by batch; '' where that is known or needs no words; None if it does not."
         learn, engine = self.learn, getattr(self.learn, 'step_engine', None)
-        if engine is None or not engine.own or not getattr(learn.dls.train, 'can_draw', False): return ''
+        if engine is None or not engine.own or not len(learn.dls.train): return ''
+        if not getattr(learn.dls.train, 'can_draw', False): return ''
         if type(learn).one_batch is not Learner.one_batch or hasattr(learn, 'lr_finder'): return ''
         if getattr(getattr(learn, 'recorder', None), 'train_metrics', False): return ''
         other = next((o for o in learn.cbs if not _takes_part(o)), None)
@@ -157,7 +158,7 @@ class EpochProgram(Callback):
 # %% ../nbs/33_program.ipynb #5539731a
 @patch
 def _make_batch(self:EpochProgram):
-    "A batch of the kind `self.kind`, from reading its numbers to keeping what came of it."
+    "A batch of the kind `self.now.kind`, from reading its numbers to keeping what came of it."
     sizes, recall = self.now.kind
     plan, loader, engine = self.plans[sizes], self.dls.train, self.engine
     numbers = plan.read()

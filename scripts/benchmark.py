@@ -278,13 +278,24 @@ def plain_epoch(args, depth):
 
 # (b) gnosis_nb
 
-class Stopwatch(Callback):
-    "Time the training batches of a fit, then leave it."
-    order = 2000  # after the step
-    def __init__(self, args): self.args = args
-    def before_fit(self): self.clock = Clock(self.args)
-    def after_batch(self):
-        if self.clock.tick(len(self.yb[0])): raise CancelFitException()
+class Begin(Callback):
+    "Notes when the training of an epoch begins; the last callback to see it."
+    order = 10**6
+    def __init__(self, epoch, device): self.which, self.device = epoch, device
+    def before_train(self):
+        if self.epoch != self.which: return
+        synchronize(self.device)
+        self.start = time.perf_counter()
+
+class End(Callback):
+    "Notes when that training ends, then leaves the fit; the first callback to see it."
+    order = -10**6
+    def __init__(self, begin): self.begin = begin
+    def after_train(self):
+        if self.epoch != self.begin.which: return
+        synchronize(self.begin.device)
+        self.seconds = time.perf_counter() - self.begin.start
+        raise CancelFitException()
 
 class NoEvaluation(Callback):
     def before_validate(self): raise CancelValidException()
@@ -306,19 +317,21 @@ def loaders(args, sets):
     rows = evaluation_rows(sets, args.device)
     return image_dls(sets, args.batch, augmentation(), eval_bs=rows, device=args.device)
 
-def watched_fit(args, learn, epochs=None):
-    "A round that fits until the watch stops it."
-    watch = Stopwatch(args)
-    enough = -(-(SKIP + args.batches) // len(learn.dls.train))
+def watched_fit(args, learn, epochs=3, watched=1):
+    """Training rows per second of an epoch of a fit, which then ends.
+
+    The second shows what all later ones are like: all that can be is recorded, answers are known."""
+    begin = Begin(watched, args.device)
+    end, rows = End(begin), learn.dls.train.n
     def run():
-        with learn.added_cbs(watch): learn.fit(epochs or enough + 1)  # the last epoch is evaluated
-        return watch.clock.rate
+        with learn.added_cbs([begin, end]): learn.fit(epochs)
+        return rows / end.seconds
     return run
 
 def ours(args, depth, m=1, precision='auto', long=False):
-    "Training batches of a fit, as in a run; of a long one, in which compiling pays, the first."
-    learn = learner(args, depth, cifar(args)[0], m, eval_period=10**9, precision=precision)
-    return watched_fit(args, learn, 300 if long else None)
+    "Training batches of a fit, as in a run, or in a long one, in which compiling pays."
+    learn = learner(args, depth, cifar(args, args.batches * args.batch)[0], m, 10**9, precision=precision)
+    return watched_fit(args, learn, 300 if long else 3)
 
 def our_epoch(args, depth):
     learn = learner(args, depth, cifar(args, args.images)[0])
@@ -566,15 +579,14 @@ def plain_texts(args, workers):
 def our_texts(args, precision, remembered):
     """Training batches of a fit, as in a run.
 
-    With `remembered` there are so few texts that the teacher has answered for all before the clock starts, as
-    from a run's second epoch on."""
+    With `remembered` those of the second epoch: the teacher has answered for all texts."""
     sets = encoded(args)
-    if remembered: sets = TextSets(sets.train.subset(range(SKIP * TEXT_BATCH)), sets.test)
+    sets = TextSets(sets.train.subset(range(min(len(sets.train), args.batches * TEXT_BATCH))), sets.test)
     student, teacher = text_networks(args, len(sets.words))
     table, dls = FidelityTable(10**9), text_dls(sets, TEXT_BATCH, device=args.device)
     learn = student_learner(dls, student, teacher, temp=1., lr=.01, wd=1e-3, precision=precision, metrics=[],
         cbs=[table, NoEvaluation()])
-    return watched_fit(args, report_nowhere(learn, table))
+    return watched_fit(args, report_nowhere(learn, table), watched=int(remembered))
 
 
 def text(args, facts):
@@ -713,7 +725,7 @@ def parse_args():
     add('--depth', type=positive, nargs='+', default=[20, 56], help='of the networks')
     add('--batch', type=positive, default=128, help='rows in a batch')
     add('--batches', type=positive,
-        help='batches a round of step and ensemble (default: 100 on CUDA, else 10)')
+        help='batches a round of step and ensemble (default: 200 on CUDA, else 10)')
     add('--images', type=positive,
         help='images of an epoch and for the per-image loaders (default: 50,000 on CUDA, else 10,000)')
     add('--rounds', type=positive, default=5, help='rounds that count')
@@ -721,7 +733,7 @@ def parse_args():
     add('--compile', action='store_true', help='compile the bare step, too (a minute)')
     add('--json', type=Path, help='file for everything, each round included')
     args = parser.parse_args()
-    batches, images = (100, 50_000) if args.device.type == 'cuda' else (10, 10_000)
+    batches, images = (200, 50_000) if args.device.type == 'cuda' else (10, 10_000)
     args.batches, args.images = args.batches or batches, args.images or images
     return args
 

@@ -1,8 +1,9 @@
 """Everything worth knowing from half an hour on a GPU: `python scripts/gpu_day.py --minutes 25 --out DIR`.
 
-The work is cut into parts, the most valuable first. Each is a process of its own with a time limit, and
-leaves `DIR/<part>.json` and `DIR/<part>.txt`. A part that fails or takes too long does not stop the next one.
-Started again, the command skips the parts that are done. It ends with a summary of at most 12,000 characters.
+The work is cut into parts: first those that show whether all is right, side by side, then those that are
+timed, one by one, the most valuable first. Each is a process of its own with a time limit, and leaves
+`DIR/<part>.json` and `DIR/<part>.txt`. A part that fails or takes too long does not stop the others. Started
+again, the command skips the parts that are done. It ends with a summary of at most 12,000 characters.
 
 `--simulate` runs the same on the simulated device of `tests/simcuda.py`, with tiny sizes and longer limits.
 It shows that the parts run. Nothing can be timed there: its rates say nothing about a GPU.
@@ -34,6 +35,7 @@ class Part:
     name:str
     command:list  # `{json}` stands for the file of its numbers
     seconds:int  # that it may take, at most
+    timed:bool=False  # nothing else may run beside it
     needs:Path|None=None  # the part is left out where this is missing
 
 @dataclass
@@ -47,40 +49,42 @@ class Result:
     simulated:bool = False
     numbers:object = None  # what the part wrote as JSON
 
-def rehearsal(*names): return ['tests/rehearsal.py', '--device', 'cuda', '--json', '{json}', *names]
+def rehearsal(name, *names):
+    "Scenarios; they count, and time does not matter."
+    command = ['tests/rehearsal.py', '--device', 'cuda', '--json', '{json}', *names]
+    return Part(f'rehearsal-{name}', command, 150)
 
-def benchmark(*args): return ['scripts/benchmark.py', *args, '--device', 'cuda', '--json', '{json}']
+def benchmark(what, *args, name=None, seconds=180):
+    command = ['scripts/benchmark.py', *what.split(), *args, '--device', 'cuda', '--json', '{json}']
+    return Part(name or what.replace(' ', '-'), command, seconds, timed=True)
 
-def own(name, *args): return ['scripts/gpu_day.py', '--part', name, '--json', '{json}', *args]
+def own(what, *args, name=None, seconds=240, timed=True):
+    command = ['scripts/gpu_day.py', '--part', what, '--json', '{json}', *args]
+    return Part(name or what, command, seconds, timed)
 
 REST = 'measures', 'landscape', 'resume', 'together', 'streamed', 'fastai_ways', 'cuda:1'
 
 def parts(simulate, data):
     "All parts, the most valuable first."
-    few, depths = ['--rounds', '3'], (20, 56, 8)
+    few, depths = ['--rounds', '3', '--workers', '8'], (20, 56, 8)
     if simulate:
         few = '--rounds 1 --batches 2 --batch 8 --images 32 --workers 1'.split()
         depths = (8,)
-    first = depths[0]
-    def step(depth): return Part(f'step-{depth}', benchmark('step', '--depth', str(depth), *few), 240)
-    def speed(depth): return Part(f'speed-{depth}', own('speed', '--depth', str(depth)), 240)
+    first = str(depths[0])
+    speeds = [own('speed', '--depth', str(o), name=f'speed-{o}') for o in depths]
+    steps = [benchmark('step', '--depth', str(o), *few, name=f'step-{o}', seconds=240) for o in depths]
     figure = ['-c', 'from gnosis_nb.paper.reproduce import figure; figure()', 'fig03', 'scale=small']
     return [
-        Part('environment', own('environment'), 90),
-        Part('rehearsal-core', rehearsal('teacher', 'student', 'notebook', 'network', 'held'), 150),
-        speed(first), step(first),
-        Part('rehearsal-texts-gan', rehearsal('texts', 'gan', 'generator'), 120),
-        Part('rehearsal-policies', rehearsal('policy'), 120),
-        Part('rehearsal-losses', rehearsal('loss', 'hard labels'), 150),
-        Part('together', benchmark('together', '--depth', str(first), *few), 180),
-        Part('rehearsal-rest', rehearsal(*REST), 150),
-        *(speed(o) for o in depths[1:]), *(step(o) for o in depths[1:]),
-        Part('rehearsal-commands', rehearsal('command'), 150),
-        Part('ensemble', benchmark('ensemble', '--depth', str(first), *few), 180),
-        Part('epoch', benchmark('epoch', '--depth', str(first), *few), 180),
-        Part('text', benchmark('text', *few), 180),
-        Part('cka-loader', benchmark('cka', 'loader', *few), 120), Part('job', benchmark('job', *few), 180),
-        Part('figure', [*figure, f'data_dir={data}'], 1800, needs=data/'datasets'/'cifar10')]
+        own('environment', seconds=90, timed=False),
+        rehearsal('core', 'teacher', 'student', 'notebook', 'network', 'held'),
+        rehearsal('texts-gan', 'texts', 'gan', 'generator'),
+        rehearsal('policies', 'policy', 'augmentations'), rehearsal('losses', 'loss', 'hard labels'),
+        rehearsal('rest', *REST), rehearsal('commands', 'command'),
+        speeds[0], steps[0], own('kernels', '--depth', first),
+        benchmark('together', '--depth', first, *few), *speeds[1:], *steps[1:],
+        benchmark('ensemble', '--depth', first, *few), benchmark('epoch', '--depth', first, *few),
+        benchmark('text', *few), benchmark('cka loader', *few, seconds=120), benchmark('job', *few),
+        Part('figure', [*figure, f'data_dir={data}'], 1800, timed=True, needs=data/'datasets'/'cifar10')]
 
 
 # Running them
@@ -95,7 +99,8 @@ atexit.register(device.__exit__, None, None, None)
 def environment_of(out, simulate):
     "Environment variables of a part's process."
     paths = [str(ROOT), str(ROOT/'tests'), os.environ.get('PYTHONPATH', '')]
-    env = dict(os.environ, MPLBACKEND='Agg', PYTHONUNBUFFERED='1', OMP_WAIT_POLICY='PASSIVE')
+    env = dict(os.environ, MPLBACKEND='Agg', PYTHONUNBUFFERED='1', OMP_WAIT_POLICY='PASSIVE',
+        PYTHONWARNINGS='ignore::FutureWarning')
     if simulate:  # every Python process begins on the simulated device, also those that a part starts
         start = out/'simulated'
         start.mkdir(exist_ok=True)
@@ -105,32 +110,33 @@ def environment_of(out, simulate):
         env['TORCHDYNAMO_DISABLE'] = '1'  # there is no compiler for a simulated device
     return dict(env, PYTHONPATH=os.pathsep.join(filter(None, paths)))
 
-def stop(process):
-    "End a part's process and those that it has started."
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+class Running:
+    "The process of a part, which may take so many seconds."
+    def __init__(self, part, out, seconds, env):
+        self.part, self.out, self.seconds, self.simulated = part, out, seconds, SIMULATED in env
+        self.numbers, self.start = out/f'{part.name}.numbers.json', time.monotonic()
+        self.command = [o.replace('{json}', str(self.numbers)) for o in part.command]
+        self.numbers.unlink(missing_ok=True)
+        with open(out/f'{part.name}.txt', 'w') as text:
+            self.process = subprocess.Popen([sys.executable, *self.command], cwd=ROOT, env=env,
+                stdin=subprocess.DEVNULL, stdout=text, stderr=subprocess.STDOUT, start_new_session=True)
 
-def run_part(part, out, seconds, env):
-    "Run a part for at most so many seconds; writes and returns its result."
-    numbers, start = out/f'{part.name}.numbers.json', time.monotonic()
-    command = [o.replace('{json}', str(numbers)) for o in part.command]
-    numbers.unlink(missing_ok=True)
-    with open(out/f'{part.name}.txt', 'w') as text:
-        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdin=subprocess.DEVNULL,
-            stdout=text, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            status = process.wait(seconds)
-            state = 'failed' if status else 'done'
-        except subprocess.TimeoutExpired:
-            stop(process)
-            status, state = None, 'stopped'
-        except BaseException:
-            stop(process)
-            raise
-    res = Result(part.name, state, round(time.monotonic() - start, 1), round(seconds), status, tuple(command),
-        SIMULATED in env, read_json(numbers))
-    (out/f'{part.name}.json').write_text(json.dumps(asdict(res), indent=1))
-    return res
+    def stop(self):
+        "End the process and those that it has started."
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def result(self):
+        "What it has left behind, which is kept; None while it may go on."
+        status, took = self.process.poll(), time.monotonic() - self.start
+        if status is None:
+            if took < self.seconds: return None
+            self.stop()
+        state = 'stopped' if status is None else 'failed' if status else 'done'
+        res = Result(self.part.name, state, round(took, 1), round(self.seconds), status, tuple(self.command),
+            self.simulated, read_json(self.numbers))
+        (self.out/f'{self.part.name}.json').write_text(json.dumps(asdict(res), indent=1))
+        return res
 
 def read_json(path):
     "What is in a file, None where there is none or it was cut off."
@@ -142,22 +148,37 @@ def known(part, out):
     found = read_json(out/f'{part.name}.json')
     return Result(**found) if found and found['state'] == 'done' else None
 
-def run_all(todo, out, minutes, simulate=False):
-    "Results of all parts, within so many minutes."
-    end, results = time.monotonic() + 60 * minutes, []
+def run_all(todo, out, minutes, simulate=False, at_once=None):
+    "Results of all parts, within so many minutes; of those that are not timed, `at_once` run side by side."
+    end, results, running = time.monotonic() + 60 * minutes, {}, []
+    at_once = at_once or max(1, (os.cpu_count() or 1) // 2)
     out.mkdir(parents=True, exist_ok=True)
     env = environment_of(out, simulate)
-    for part in todo:
-        left = end - time.monotonic()
-        res = known(part, out)
+    def note(res):
+        results[res.name] = res
+        print(f'{res.name}: {res.state}, {res.seconds:.0f} s', flush=True)
+        (out/'summary.txt').write_text(summarize(in_order(todo, results), out))
+    def begin(part):
+        left, res = end - time.monotonic(), known(part, out)
         if res: pass
         elif part.needs and not part.needs.exists(): res = Result(part.name, 'left out')
         elif left < min(20, part.seconds): res = Result(part.name, 'no time')
-        else: res = run_part(part, out, min(part.seconds * (3 if simulate else 1), left), env)
-        results.append(res)
-        print(f'{part.name}: {res.state}, {res.seconds:.0f} s', flush=True)
-        (out/'summary.txt').write_text(summarize(results, out))
-    return results
+        if res: note(res)
+        else: running.append(Running(part, out, min(part.seconds * (3 if simulate else 1), left), env))
+    waiting = sorted(todo, key=lambda o: o.timed)
+    try:
+        while waiting or running:
+            while waiting and len(running) < (1 if waiting[0].timed else at_once): begin(waiting.pop(0))
+            over = [(o, res) for o in running if (res := o.result())]
+            for o, res in over:
+                running.remove(o)
+                note(res)
+            if not over: time.sleep(.1)
+    finally:
+        for o in running: o.stop()
+    return in_order(todo, results)
+
+def in_order(todo, results): return [results[o.name] for o in todo if o.name in results]
 
 
 # The summary
@@ -316,7 +337,26 @@ def speed(args):
         args.json.write_text(json.dumps(rows, indent=1))
     return rows
 
-OWN = dict(environment=environment, speed=speed)
+def kernels(args):
+    "Where the GPU's time goes: kernels of a student's batches, all recorded, by their time."
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+    simulated = SIMULATED in os.environ
+    epochs, activity = 2, ProfilerActivity.CPU if simulated else ProfilerActivity.CUDA
+    learn, = learners(1, 1, args.depth, 40 if simulated else 25_600, False, list)
+    def fit():
+        with learn.no_logging(), learn.no_bar(): learn.fit(epochs)
+        torch.cuda.synchronize()
+    fit()
+    with profile(activities=[activity]) as seen: fit()
+    n, found = epochs * len(learn.dls.train), [o for o in seen.key_averages() if o.self_device_time_total]
+    found.sort(key=lambda o: -o.self_device_time_total)
+    rows = [dict(name=o.key, microseconds=o.self_device_time_total / n, count=o.count / n) for o in found]
+    print(f"{sum(o['microseconds'] for o in rows):,.0f} µs of kernels a batch; an evaluation is in it")
+    for o in rows[:50]: print(f"{o['microseconds']:8.1f} µs {o['count']:7.1f}  {o['name'][:90]}")
+    return rows
+
+OWN = dict(environment=environment, speed=speed, kernels=kernels)
 
 
 def parse_args():

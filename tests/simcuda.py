@@ -421,6 +421,7 @@ class Sim:
         if any(isinstance(o, torch.Tensor) and o.dtype in masks for o in indices):
             self.sync(f'{name} by a boolean mask')
         numbers = torch.Tag.pointwise in getattr(func, 'tags', ()) or name.rstrip('_') in TAKES_NUMBERS
+        if name == '_pack_padded_sequence': return  # the lengths are on the CPU
         for o in leaves:
             if isinstance(o, torch._C.Generator): self.check_generator(o)
             if not isinstance(o, torch.Tensor) or isinstance(o, SimTensor): continue

@@ -55,11 +55,10 @@ def autocast(
 def pick_channels_last(
     channels_last:str|bool, # 'auto', True or False
     device:torch.device, # where the networks are
-    precision:str='fp32', # 'fp32' or 'bf16', as picked
 ) -> bool:
     "Whether to keep weights and images in the format `channels_last`."
     if _check_choice('channels_last', channels_last, 'auto', True, False) != 'auto': return channels_last
-    return device.type == 'cpu' or device.type == 'cuda' and precision == 'bf16'
+    return device.type in ('cpu', 'cuda')
 
 # %% ../nbs/30_compute.ipynb #fcf0a8f6
 def keep_memory() -> bool: # False where there is no glibc to tell

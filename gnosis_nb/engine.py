@@ -104,7 +104,7 @@ class StepEngine(Callback):
         self.clean_up()
         device = self.device = next(self.model.parameters()).device
         precision = pick_precision(self._choose('precision'), device)
-        last = pick_channels_last(self.channels_last, device, precision)
+        last = pick_channels_last(self.channels_last, device)
         self.format = torch.channels_last if last else torch.contiguous_format
         self.model.to(memory_format=self.format)
         if device.type == 'cpu': keep_memory()

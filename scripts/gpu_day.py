@@ -72,6 +72,7 @@ def parts(simulate, data):
         depths = (8,)
     first = str(depths[0])
     speeds = [own('speed', '--depth', str(o), name=f'speed-{o}') for o in depths]
+    compiled = [own('speed', '--depth', str(o), '--compile', name=f'compiled-{o}') for o in depths[:2]]
     steps = [benchmark('step', '--depth', str(o), *few, name=f'step-{o}', seconds=240) for o in depths]
     figure = ['-c', 'from gnosis_nb.paper.reproduce import figure; figure()', 'fig03', 'scale=small']
     return [
@@ -80,7 +81,7 @@ def parts(simulate, data):
         rehearsal('texts-gan', 'texts', 'gan', 'generator'),
         rehearsal('policies', 'policy', 'augmentations'), rehearsal('losses', 'loss', 'hard labels'),
         rehearsal('rest', *REST), rehearsal('commands', 'command'),
-        speeds[0], steps[0], own('kernels', '--depth', first),
+        speeds[0], steps[0], own('kernels', '--depth', first), *compiled,
         benchmark('together', '--depth', first, *few), *speeds[1:], *steps[1:],
         benchmark('ensemble', '--depth', first, *few), benchmark('epoch', '--depth', first, *few),
         benchmark('text', *few), benchmark('cka loader', *few, seconds=120), benchmark('job', *few),
@@ -207,12 +208,11 @@ def end_of(path, room):
 # Parts of this script
 
 def commit():
-    "The commit of the code: of git, or of a file COMMIT beside it."
-    command = ['git', 'rev-parse', 'HEAD']
-    try: said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    except OSError: said = ''
-    kept = ROOT/'COMMIT'
-    return said or (kept.read_text().strip() if kept.exists() else None)
+    "The commit of the code: of a file COMMIT beside it, or of git."
+    kept, command = ROOT/'COMMIT', ['git', 'rev-parse', 'HEAD']
+    if kept.exists(): return kept.read_text().strip()
+    try: return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or None
+    except OSError: return None
 
 MODULES = ('fastai', 'fastcore', 'fasttransform', 'fastprogress', 'hydra', 'omegaconf', 'torchmetrics',
     'boto3', 'IPython', 'safetensors', 'scipy', 'sklearn', 'triton', 'timm', 'torch_fidelity', 'ipywidgets')
@@ -272,7 +272,7 @@ def random_sets(n, n_test):
         return ImageData(pixels, torch.arange(n) % 10, range(10), 'random')
     return ImageSets(some(n), some(n_test), STATISTICS['cifar10'])
 
-def learners(k, m, depth, images, notebook, watch):
+def learners(k, m, depth, images, notebook, watch, **options):
     "`k` students of one ensemble of `m` teachers, as runs train them or as notebooks do."
     from fastai.callback.progress import ProgressCallback
     from fastai.learner import Recorder
@@ -287,13 +287,14 @@ def learners(k, m, depth, images, notebook, watch):
     for i in range(k):
         dls = image_dls(sets, min(128, images // 5), augmentation(), eval_bs=1024, seed=i, device='cuda')
         cbs = [FidelityTable(10**9), *watch()]
-        learn = student_learner(dls, build(seed=100 + i), teacher, metrics=[], cbs=cbs)
+        learn = student_learner(dls, build(seed=100 + i), teacher, metrics=[], cbs=cbs, **options)
         if not notebook: learn.remove_cbs([ProgressCallback, Recorder])
         made.append(learn)
     return made
 
-def measure(depth, m, k, images, epochs, notebook=False):
+def measure(depth, m, k, images, epochs, notebook=False, compile=False):
     "Images per second, memory and busy share from the second epoch on, when all that can be is recorded."
+    began = time.perf_counter()
     import torch
     from fastai.callback.core import Callback
     from gnosis_nb.together import run_together
@@ -308,7 +309,7 @@ def measure(depth, m, k, images, epochs, notebook=False):
         order = -10**6
         def after_train(self): ends.extend([now()] if self.epoch == self.n_epoch - 1 else [])
     torch.cuda.reset_peak_memory_stats()
-    made = learners(k, m, depth, images, notebook, lambda: [Begin(), End()])
+    made = learners(k, m, depth, images, notebook, lambda: [Begin(), End()], compile=compile)
     def fit(learn):
         with learn.no_logging(), learn.no_bar(): learn.fit(epochs)
     with BusyShare() as busy:
@@ -316,24 +317,29 @@ def measure(depth, m, k, images, epochs, notebook=False):
         else: run_together([partial(fit, o) for o in made], torch.device('cuda'))
     seen = k * images * (epochs - 1)
     return dict(depth=depth, teachers=m, networks=k, notebook=notebook, images=images,
-        rate=seen / (max(ends) - min(starts)), allocated_gb=torch.cuda.max_memory_allocated() / 1e9,
+        compiled=compile, rate=seen / (max(ends) - min(starts)), before=min(starts) - began,
+        allocated_gb=torch.cuda.max_memory_allocated() / 1e9,
         reserved_gb=torch.cuda.max_memory_reserved() / 1e9, busy=busy.value)
 
 CASES = [(1, 1, False), (3, 1, False), (1, 4, False), (1, 1, True), (5, 1, False), (1, 8, False)]
+COMPILED = [(1, 1, False), (1, 4, False), (5, 1, False)]
 
 def speed(args):
-    "Students of PreResNets: with 1, 3 and 5 teachers, 1, 4 and 8 at once, and in a notebook."
+    """Students of PreResNets: with 1, 3 and 5 teachers, 1, 4 and 8 at once, in a notebook, and compiled.
+
+    `before` are the seconds before the second epoch."""
     simulated, rows = SIMULATED in os.environ, []
-    print(f'PreResNet-{args.depth}, random images, the best precision')
-    print('teachers networks notebook  images/s  GB used  reserved  busy')
-    for m, k, notebook in CASES[:4] if simulated else CASES:
+    print(f"PreResNet-{args.depth}, random images, the best precision{', compiled' if args.compile else ''}")
+    print('teachers networks notebook  images/s  GB used  reserved  busy  before')
+    for m, k, notebook in COMPILED if args.compile else CASES[:4] if simulated else CASES:
         if simulated: k = min(k, 2)
         images, epochs = (20, 2) if simulated else (50_048, 4 if args.depth < 50 and k == 1 else 2)
-        row = measure(args.depth, m, k, images, epochs, notebook)
+        row = measure(args.depth, m, k, images, epochs, notebook, args.compile)
         rows.append(row)
         memory = f"{row['allocated_gb']:8.2f} {row['reserved_gb']:9.2f}"
         busy = '' if row['busy'] is None else f"{row['busy']:.0%}"
-        print(f"{m:8} {k:8} {notebook!s:>8} {row['rate']:9,.0f} {memory} {busy:>5}", flush=True)
+        start = f"{row['before']:5.0f} s"
+        print(f"{m:8} {k:8} {notebook!s:>8} {row['rate']:9,.0f} {memory} {busy:>5} {start}", flush=True)
         args.json.write_text(json.dumps(rows, indent=1))
     return rows
 
@@ -341,6 +347,7 @@ def kernels(args):
     "Where the GPU's time goes: kernels of a student's batches, all recorded, by their time."
     import torch
     from torch.profiler import ProfilerActivity, profile
+    os.environ.update(DISABLE_CUPTI_LAZY_REINIT='1', TEARDOWN_CUPTI='0')  # else recordings may crash
     simulated = SIMULATED in os.environ
     epochs, activity = 2, ProfilerActivity.CPU if simulated else ProfilerActivity.CUDA
     learn, = learners(1, 1, args.depth, 40 if simulated else 25_600, False, list)
@@ -369,6 +376,7 @@ def parse_args():
     add('--simulate', action='store_true', help='on a simulated device, with tiny sizes')
     add('--part', choices=OWN, help='run this part here')
     add('--depth', type=int, default=20, help='of the networks of part speed')
+    add('--compile', action='store_true', help='compile the networks of part speed')
     add('--json', type=Path, help="file for a part's numbers")
     args = parser.parse_args()
     if not (args.out or args.part): parser.error('--out: expected a folder for the results')

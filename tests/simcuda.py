@@ -745,8 +745,8 @@ def of_torch(run_thread):
     accelerator = dict(current_accelerator=lambda check_available=False: device, is_available=lambda: True,
         current_stream=current_stream)
     return {
-        torch: dict(Generator=Generator, lstm=lstm, tensor=copied(torch.tensor),
-            as_tensor=copied(torch.as_tensor), load=load_on_cpu),
+        torch: dict(Generator=Generator, lstm=lstm, _cudnn_rnn_flatten_weight=nothing, load=load_on_cpu,
+            tensor=copied(torch.tensor), as_tensor=copied(torch.as_tensor)),
         torch.autograd: dict(_engine_run_backward=engine), torch.utils: dict(swap_tensors=swap_tensors),
         Tensor: dict(pin_memory=pin_memory, is_pinned=is_pinned, record_stream=nothing),
         threading.Thread: dict(run=in_modes), torch.accelerator: accelerator,

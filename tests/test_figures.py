@@ -26,7 +26,7 @@ from gnosis_nb.runs import find_runs, run_identity
 from gnosis_nb.settings import as_dict, network_options, student_recipe, teacher_recipe
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = dict(paper='', small='small/', smoke='smoke/')
+FOLDERS = dict(paper='', medium='medium/', small='small/', smoke='smoke/')
 KEPT = ROOT/'nbs/figures/results'
 
 def presets(folder=''): return {o.stem for o in (ROOT/'gnosis_nb/config/experiment'/folder).glob('*.yaml')}

@@ -8,6 +8,7 @@ __all__ = ['LSTMClassifier']
 # %% ../../nbs/13_models.lstm.ipynb #f4ca73dc
 import torch
 from torch import nn
+from torch.backends.cudnn.rnn import get_cudnn_mode
 
 # %% ../../nbs/13_models.lstm.ipynb #82d2f815
 def _reversal(lengths, time):
@@ -30,6 +31,14 @@ class _Reverse(torch.autograd.Function):
         return grad.flatten(0, 1).index_select(0, rows).view(grad.shape), None
 
 # %% ../../nbs/13_models.lstm.ipynb #0bfc98c3
+class _LSTM(nn.LSTM):
+    "Weights of the layers, those of each direction in one piece."
+    def flatten_parameters(self):
+        for weights in self.all_weights:
+            if not torch.backends.cudnn.is_acceptable(weights[0]): return
+            sizes = weights[0].shape[1], get_cudnn_mode('LSTM'), self.hidden_size, 0, 1, False, False
+            with torch.no_grad(): torch._cudnn_rnn_flatten_weight(weights, len(weights), *sizes)
+
 class LSTMClassifier(nn.Module):
     """Word vectors, an LSTM of one or more layers, a linear layer on its final states.
 
@@ -50,7 +59,7 @@ class LSTMClassifier(nn.Module):
                 raise ValueError(f'{name}={size!r}: expected a positive int')
         super().__init__()
         self.embed = nn.Embedding(num_words, embedding_size)
-        self.lstm = nn.LSTM(embedding_size, lstm_cell_size, depth, bidirectional=bool(bidirectional))
+        self.lstm = _LSTM(embedding_size, lstm_cell_size, depth, bidirectional=bool(bidirectional))
         self.linear = nn.Linear(lstm_cell_size*(2 if bidirectional else 1), num_classes)
 
     @property

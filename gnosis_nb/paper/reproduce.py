@@ -192,7 +192,7 @@ def _save_also(name, stem, jobs, data_dir):
 
 def make_figure(
     name:str, # a key of `FIGURES`
-    scale:str='small', # 'smoke', 'small' or 'paper'
+    scale:str='small', # of `SCALES`
     overrides=(), # as on the command line
     data_dir:str|Path|None=None, # where runs go; None: as of `train`
     folder:str|Path|None=None, # where tables and pictures go; None: `figures` below `data_dir`

@@ -54,7 +54,7 @@ SWEEPS = dict(
     table1=['table1'],
     table2=['table2'],
     table2_imagenet=['table2_imagenet'])
-SCALES = ('paper', 'small', 'smoke')
+SCALES = ('paper', 'medium', 'small', 'smoke')  # the largest first
 
 def command_of(
     preset:str, # of `SWEEPS`
@@ -77,12 +77,12 @@ def _experiment(preset, scale):
 
 def sweep_jobs(
     name:str, # a key of `SWEEPS`
-    scale:str, # 'smoke', 'small' or 'paper'
+    scale:str, # of `SCALES`
     overrides=(), # as on the command line
 )->list: # of `Job`
     "All runs of a figure. Raises `ValueError` for an unknown figure or scale."
     if name not in SWEEPS: raise ValueError(f"name={name!r}: expected one of {', '.join(SWEEPS)}")
-    if scale not in SCALES: raise ValueError(f"scale={scale!r}: expected smoke, small or paper")
+    if scale not in SCALES: raise ValueError(f"scale={scale!r}: expected one of {', '.join(SCALES)}")
     jobs = []
     for preset in SWEEPS[name]:
         for given, cfg in compose_sweep([_experiment(preset, scale), *overrides], command_of(preset)):
@@ -277,7 +277,7 @@ def _run_preset(preset, scale, jobs, overrides, data_dir, here, say):
 
 def train(
     name:str, # a key of `SWEEPS`
-    scale:str, # 'smoke', 'small' or 'paper'
+    scale:str, # of `SCALES`
     overrides=(), # as on the command line, of data set, device, launcher, …
     data_dir:str|Path|None=None, # where runs go; None: as the presets say, which is data/smoke for 'smoke'
     here:bool=False, # in this process, one run after the other, for notebooks; else by multiruns
@@ -339,7 +339,7 @@ def add_independent(
 class Results:
     "The runs of a figure at a scale, and what they are."
     figure:str            # a key of `SWEEPS`
-    scale:str             # 'paper', 'small' or 'smoke'
+    scale:str             # of `SCALES`
     rows:pd.DataFrame     # one a run
     facts:dict            # device, dataset, date, seeds, versions, command, provenance
     packages:dict = field(default_factory=dict)     # digest: list of packages, of each provenance

@@ -1,8 +1,8 @@
 """How fast gnosis_nb is on the machine at hand, beside plain PyTorch: `python scripts/benchmark.py step`.
 
 Every contender is a process of its own, which is warmed up by one round and then does a round when told to.
-They alternate, and one runs at a time. A ratio is the median of the rounds' ratios. Peak memory is that of
-the contender's process (without the workers of its DataLoader), on a GPU torch's."""
+After that they alternate, and one runs at a time. A ratio is the median of the rounds' ratios. Peak memory
+is that of the contender's process (without the workers of its DataLoader), on a GPU torch's."""
 import argparse
 import json
 import multiprocessing
@@ -61,12 +61,21 @@ class Contender:
         self.process.start()
         theirs.close()
 
-    def round(self):
+    def begin(self):
+        "Tell it to do a round."
+        try: self.pipe.send(True)
+        except OSError: self.fail()
+
+    def end(self):
         "What the round returns, and the peak memory so far."
-        try:
-            self.pipe.send(True)
-            return self.pipe.recv()
-        except (EOFError, OSError): sys.exit(f"{self.name}: failed, its error is above")
+        try: return self.pipe.recv()
+        except (EOFError, OSError): self.fail()
+
+    def round(self):
+        self.begin()
+        return self.end()
+
+    def fail(self): sys.exit(f"{self.name}: failed, its error is above")
 
     def stop(self):
         try: self.pipe.send(None)
@@ -87,7 +96,8 @@ def run_rounds(args, makers):
     "Name -> (values of the rounds, peak memory in GB), of contenders that take turns."
     contenders = [Contender(name, make, args) for name, make in makers.items()]
     try:
-        for o in contenders: o.round()
+        for o in contenders: o.begin()  # all at once: nothing is timed yet
+        for o in contenders: o.end()
         rounds = [[o.round() for o in contenders] for _ in range(args.rounds)]
     finally:
         for o in contenders: o.stop()

@@ -64,7 +64,7 @@ def own(what, *args, name=None, seconds=240, timed=True):
 
 REST = 'measures', 'landscape', 'resume', 'together', 'streamed', 'fastai_ways', 'cuda:1'
 
-def parts(simulate, data):
+def parts(simulate, out, data):
     "All parts, the most valuable first."
     few, depths = ['--rounds', '3', '--workers', '8'], (20, 56, 8)
     if simulate:
@@ -74,7 +74,7 @@ def parts(simulate, data):
     speeds = [own('speed', '--depth', str(o), name=f'speed-{o}') for o in depths]
     compiled = [own('speed', '--depth', str(o), '--compile', name=f'compiled-{o}') for o in depths[:2]]
     steps = [benchmark('step', '--depth', str(o), *few, name=f'step-{o}', seconds=240) for o in depths]
-    figure = ['-c', 'from gnosis_nb.paper.reproduce import figure; figure()', 'fig03', 'scale=small']
+    figure, needs = figure_part(simulate, out, data)
     return [
         own('environment', seconds=90, timed=False),
         rehearsal('core', 'teacher', 'student', 'notebook', 'network', 'held'),
@@ -85,7 +85,16 @@ def parts(simulate, data):
         benchmark('together', '--depth', first, *few), *speeds[1:], *steps[1:],
         benchmark('ensemble', '--depth', first, *few), benchmark('epoch', '--depth', first, *few),
         benchmark('text', *few), benchmark('cka loader', *few, seconds=120), benchmark('job', *few),
-        Part('figure', [*figure, f'data_dir={data}'], 1800, timed=True, needs=data/'datasets'/'cifar10')]
+        Part('figure', figure, 1800, timed=True, needs=needs)]
+
+def figure_part(simulate, out, data):
+    "Command of Fig 10 with CIFAR-100, one trial, all networks together; and the data that it needs."
+    name, needs = ['fig10', 'scale=medium'], data/'datasets'/'cifar100'
+    if simulate: name, needs = ['fig10', 'scale=smoke'], None
+    start = ['-c', 'from gnosis_nb.paper.reproduce import figure; figure()']
+    at_once = ['hydra/launcher=together', 'hydra.launcher.n_jobs=6', 'trainer.parallel_models=5']
+    where = ['device=cuda', f'data_dir={out}/runs', f"dataset.root_dir={data/'datasets'}"]
+    return [*start, *name, 'trial_id=0', *at_once, *where], needs
 
 
 # Running them
@@ -372,7 +381,7 @@ def parse_args():
     add('--minutes', type=float, default=25., help='for all parts together')
     add('--out', type=Path, help='folder of the results')
     add('--only', nargs='+', help='parts, or how their names begin; default: all')
-    add('--data', type=Path, default=ROOT/'data', help='folder with datasets/cifar10, for a figure')
+    add('--data', type=Path, default=ROOT/'data', help='folder with datasets/cifar100, for a figure')
     add('--simulate', action='store_true', help='on a simulated device, with tiny sizes')
     add('--part', choices=OWN, help='run this part here')
     add('--depth', type=int, default=20, help='of the networks of part speed')
@@ -389,7 +398,8 @@ def main():
         random.seed(0)
         args.json.write_text(json.dumps(OWN[args.part](args), indent=1))
         return
-    out, todo = args.out.resolve(), parts(args.simulate, args.data.resolve())
+    out = args.out.resolve()
+    todo = parts(args.simulate, out, args.data.resolve())
     if args.only: todo = [o for o in todo if o.name.startswith(tuple(args.only))]
     results = run_all(todo, out, args.minutes, args.simulate)
     print('\n' + summarize(results, out))

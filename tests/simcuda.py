@@ -494,6 +494,7 @@ class Sim:
             for o in written: self.touch(stream, o.elem, True)
             self.count['captured' if capture else 'eager'] += kernels(func)
             if capture: capture.record(func, args, kwargs, fresh, by_elem)
+        if name_of(func) == '_pack_padded_sequence': out = out[0], out[1].elem  # the host has the lengths
         return out
 
     def allocated(self, elem, stream, capture, busy):
@@ -641,35 +642,39 @@ def accumulate_gradient(node, leaf, grad):
 
 # An LSTM is one call of cuDNN
 
-def lstm_on_cpu(half, x, h, c, *weights):
+def lstm_on_cpu(half, packed, options, x, h, c, *weights):
     tensors = [o.half().float() if half else o.float() for o in (x, h, c, *weights)]
     x, h, c, *weights = tensors
-    out = torch._C._VariableFunctions.lstm(x, (h, c), weights, len(weights) == 4, 1, 0., True, False, False)
+    out = torch._C._VariableFunctions.lstm(x, *packed, (h, c), weights, *options)
     return tuple(o.half() if half else o for o in out)
 
-class _LSTM(torch.autograd.Function):
-    "The recordings of a function must not hold the graph, so it knows only `half` and a number."
-    @staticmethod
-    def forward(ctx, *tensors):
-        ctx.half = half = torch.is_autocast_enabled('cuda')
-        ctx.save_for_backward(*tensors)
-        def _lstm(*t): return lstm_on_cpu(half, *t)
-        return SIM.execute(_lstm, tensors, {})
+def lstm_function(*known):
+    "An autograd function of tensors only; its recordings must not hold the graph."
+    class _LSTM(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *tensors):
+            ctx.save_for_backward(*tensors)
+            def _lstm(*t): return lstm_on_cpu(*known, *t)
+            return SIM.execute(_lstm, tensors, {})
 
-    @staticmethod
-    def backward(ctx, *grads):
-        half, n = ctx.half, len(ctx.saved_tensors)
-        def _lstm(*t):
-            inputs = [o.detach().requires_grad_() for o in t[:n]]
-            with torch.enable_grad(): outputs = lstm_on_cpu(half, *inputs)
-            return torch.autograd.grad(outputs, inputs, t[n:])
-        with torch.no_grad(): return SIM.execute(_lstm, (*ctx.saved_tensors, *grads), {})
+        @staticmethod
+        def backward(ctx, *grads):
+            n = len(ctx.saved_tensors)
+            def _lstm(*t):
+                inputs = [o.detach().requires_grad_() for o in t[:n]]
+                with torch.enable_grad(): outputs = lstm_on_cpu(*known, *inputs)
+                return torch.autograd.grad(outputs, inputs, t[n:])
+            with torch.no_grad(): return SIM.execute(_lstm, (*ctx.saved_tensors, *grads), {})
+    return _LSTM
 
-def lstm(x, hx, weights, *rest, plain=torch.lstm):
-    if not isinstance(x, SimTensor): return plain(x, hx, weights, *rest)
-    if torch.is_autocast_enabled('cuda'):
-        SIM.note('hazard', 'autocast runs an LSTM of cuDNN in float16, whatever its dtype')
-    return _LSTM.apply(x, *hx, *weights)
+def lstm(x, *rest, plain=torch.lstm):
+    "Of a batch, or of a packed sequence, with the number of texts in each step."
+    if not isinstance(x, SimTensor): return plain(x, *rest)
+    half = torch.is_autocast_enabled('cuda')
+    if half: SIM.note('hazard', 'autocast runs an LSTM of cuDNN in float16, whatever its dtype')
+    packed = rest[:isinstance(rest[0], torch.Tensor)]
+    hx, weights, *options = rest[len(packed):]
+    return lstm_function(half, packed, options).apply(x, *hx, *weights)
 
 
 # Switching it on
@@ -747,7 +752,8 @@ def of_torch(run_thread):
     return {
         torch: dict(Generator=Generator, lstm=lstm, _cudnn_rnn_flatten_weight=nothing, load=load_on_cpu,
             tensor=copied(torch.tensor), as_tensor=copied(torch.as_tensor)),
-        torch.autograd: dict(_engine_run_backward=engine), torch.utils: dict(swap_tensors=swap_tensors),
+        torch.autograd: dict(_engine_run_backward=engine), torch._VF: dict(lstm=lstm),
+        torch.utils: dict(swap_tensors=swap_tensors),
         Tensor: dict(pin_memory=pin_memory, is_pinned=is_pinned, record_stream=nothing),
         threading.Thread: dict(run=in_modes), torch.accelerator: accelerator,
         optimizer: dict(_foreach_supported_types=[Tensor, torch.nn.Parameter, SimTensor])}

@@ -52,7 +52,7 @@ def test_the_parts_call_what_is_there():
     "Scenarios, subjects of the benchmark and own parts have the names that the parts use."
     scenarios = (ROOT/'tests'/'rehearsal.py').read_text()
     subjects = (ROOT/'scripts'/'benchmark.py').read_text()
-    for part in gpu_day.parts(False, ROOT/'data'):
+    for part in gpu_day.parts(False, ROOT/'out', ROOT/'data'):
         script, *rest = part.command
         names = [o for o in rest if not o.startswith('-') and o[0].isalpha()]
         if 'rehearsal' in script:

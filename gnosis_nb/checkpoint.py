@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from . import __version__
+from .adapt import as_model
 from .models import build_classifier
 
 # %% ../nbs/40_checkpoint.ipynb #21c273cd
@@ -169,6 +170,10 @@ def load_network(
     model = build_classifier(**spec)
     load_weights(model, path)
     return model.eval()
+
+@as_model.register(str)
+@as_model.register(Path)
+def _(path, name='model'): return load_network(path)
 
 # %% ../nbs/40_checkpoint.ipynb #1b05b5b1
 def _natural(path): return [int(o) if o.isdigit() else o for o in re.split(r'(\d+)', str(path))]

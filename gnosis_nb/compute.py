@@ -20,6 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from .adapt import arguments, logits_of
 from .models import ClassifierEnsemble
 
 # %% ../nbs/30_compute.ipynb #3e9ff411
@@ -101,22 +102,22 @@ class Compiled:
     "A function compiled for the shape of its first batch; other shapes run uncompiled."
     def __init__(
         self,
-        fn:Callable, # of one tensor
+        fn:Callable, # of tensors
         **options, # of `torch.compile`
     ):
         self.fn, self.shape = fn, None
         self.fast = torch.compile(fn, dynamic=False, **options)
 
-    def __call__(self, x):
-        first = self.shape is None
-        if first: self.shape = x.shape
-        if self.fast is None or x.shape != self.shape: return self.fn(x)
-        try: return self.fast(x)
+    def __call__(self, *x, **named):
+        shape, first = [o.shape for o in (*x, *named.values())], self.shape is None
+        if first: self.shape = shape
+        if self.fast is None or shape != self.shape: return self.fn(*x, **named)
+        try: return self.fast(*x, **named)
         except Exception as e:
             if not first: raise
             self.fast = None
             warnings.warn(f"the networks run uncompiled: {describe_error(e)}")
-            return self.fn(x)
+            return self.fn(*x, **named)
 
 # %% ../nbs/30_compute.ipynb #9fdd4d5f
 class CudaGraph:
@@ -247,14 +248,16 @@ def cast_weights(
 
 # %% ../nbs/30_compute.ipynb #a10a66d7
 class Frozen:
-    "A network whose weights do not change as a function: images -> logits, fp32, without gradients."
+    "A network whose weights do not change as a function: inputs -> logits, fp32, without gradients."
     def __init__(
         self,
         net:nn.Module, # in evaluation mode; a `ClassifierEnsemble` gives logits [batch, m, classes]
         precision:str='fp32', # 'fp32' or 'bf16', as picked
         compile:bool=False, # compile for the shape of the first batch
         record:Callable|None=None, # recordings for `Captured`; None: `CudaGraph` on CUDA, nothing elsewhere
+        names:Callable=lambda: None, # gives the inputs' names, where they have some
     ):
+        self.names = names
         self.device, self.precision = next(net.parameters()).device, precision
         self.many, cuda = isinstance(net, ClassifierEnsemble), self.device.type == 'cuda'
         nets = list(net.models) if self.many else [net]
@@ -266,17 +269,23 @@ class Frozen:
         record = record or (CudaGraph if cuda else None)
         self.fast = Captured(self._ask, record, 'teacher', self.device) if record else self._ask
 
-    def __call__(self, x): return self.fast(x)[0]
+    def __call__(self, *x): return self.fast(*x)[0]
 
-    def plain(self, x): # images
+    def plain(self,
+        *x, # inputs
+    ):
         "The same without a recording of its own."
-        return self._ask(x)[0]
+        return self._ask(*x)[0]
 
-    def _ask(self, x):
-        with torch.no_grad(), autocast(self.device, self.precision): return self.run(x).float(),
+    def _ask(self, *x):
+        with torch.no_grad(), autocast(self.device, self.precision): return self.run(*x).float(),
 
-    def _logits(self, x):
+    def _answer(self, net, x):
+        given, named = arguments(net, x, self.names())
         # the class's forward: a network that learns elsewhere has another one for the time being
-        calls = [lambda net=net: (type(net).forward(net, x),) for net in self.nets]
+        return logits_of(type(net).forward(net, *given, **named)),
+
+    def _logits(self, *x):
+        calls = [partial(self._answer, net, x) for net in self.nets]
         if not self.many: return calls[0]()[0]
         return torch.stack([out for out, in on_streams(calls, self.streams)], 1)

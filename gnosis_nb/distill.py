@@ -12,10 +12,13 @@ from collections.abc import Callable
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.mixup import MixHandler
+from fastai.layers import NoneReduce
 from fastcore.basics import patch
 
+from .adapt import as_model, ask
 from .cka import has_stages, stage_cka, stage_features
 from .data.loaders import BatchLoader
 from .engine import divergence
@@ -31,14 +34,13 @@ class Distillation(Callback):
     in_programs = True
     def __init__(
         self,
-        teacher:nn.Module, # returns [batch, classes] or, for an ensemble, [batch, m, classes]
+        teacher, # anything that `as_model` takes
         loss:Callable|None=None, # L_KD of `gnosis_nb.losses`; default: `ForwardCrossEntropy()`
         alpha:float=0., # weight α of the hard-label loss, in [0, 1]
         temp:float=4., # temperature τ > 0 where the loader gives none
         cache:float=1., # GB that the teacher's answers may take; 0: ask it every time
     ):
-        if not isinstance(teacher, nn.Module):
-            raise TypeError(f"teacher={type(teacher).__name__}: expected a torch module")
+        teacher = as_model(teacher, 'teacher')
         if not (loss is None or callable(loss)):
             raise TypeError(f"loss={loss!r}: expected a loss of gnosis_nb.losses")
         if temp <= 0: raise ValueError(f"temp={temp}: expected a temperature > 0")
@@ -47,10 +49,12 @@ class Distillation(Callback):
         self.loss = StudentLoss(ForwardCrossEntropy() if loss is None else loss, alpha)
 
     def before_fit(self):
-        mixes = next((o for o in self.learn.cbs if isinstance(o, MixHandler)), None)
-        if mixes is not None:
-            raise ValueError(f"cbs={type(mixes).__name__}: expected no MixUp or CutMix of fastai, which "
-                             "replace the loss; mix inputs with DistillLoader(mixup_alpha=…)")
+        self.mixes = next((o for o in self.learn.cbs if isinstance(o, MixHandler)), None)
+        predicts = hasattr(self.learn, 'gather_preds')  # `get_preds` needs the plain loss
+        if self.teacher is None and predicts: return
+        if self.teacher is None:
+            raise ValueError("teacher=None: an exported Learner has no teacher; put Distillation(teacher) in "
+                             "the place of this callback")
         self.answers, device = {}, next(self.model.parameters()).device
         teacher = self.teacher.to(device).eval()
         for o in self.loss.to(device).modules():
@@ -58,16 +62,21 @@ class Distillation(Callback):
         self.learn.teacher = self.learn.ask_teacher = teacher
         own = self.learn.loss_func
         if isinstance(own, _Objective): own = own.plain  # left by an interrupted fit
-        predicts = hasattr(self.learn, 'gather_preds')  # `get_preds` needs the plain loss
         self.learn.loss_func = own if predicts else _Objective(self, own)
+
+    def before_train(self):
+        "MixUp and CutMix have put a loss of their own into the place of the objective, which mixes itself."
+        if self.mixes is not None: self.learn.loss_func = self.mixes.old_lf
 
     def before_batch(self):
         learn = self.learn  # to look there at once
+        if self.teacher is None: return
         if len(learn.yb) > 1: self.row_temp, learn.yb = learn.yb[1], learn.yb[:1]
         else: self.row_temp = self.temp
-        rows = getattr(learn.dl, 'made_of', None)
+        rows = getattr(learn.dl, 'made_of', None) if self.mixes is None else None
         learn.teacher_logits = self._ask() if rows is None else self._recall(rows)
 
+    def __getstate__(self): return dict(self.__dict__, teacher=None, answers={})  # of `learn.export`
     def state_dict(self): return dict(self.loss.state_dict())  # a schedule, random numbers
     def load_state_dict(self, state): self.loss.load_state_dict(state)
 
@@ -77,18 +86,38 @@ class Distillation(Callback):
         if isinstance(own, _Objective): self.learn.loss_func = own.plain
         for name in ('teacher_logits', 'teacher', 'ask_teacher'): setattr(self.learn, name, None)
 
+def _is_cross_entropy(loss):
+    "Whether a loss is the mean cross-entropy, without weights or smoothing."
+    if loss is F.cross_entropy: return True
+    own = getattr(loss, 'func', loss)  # fastai's losses have torch's inside
+    if not isinstance(own, nn.CrossEntropyLoss): return False
+    return (own.weight, own.label_smoothing, own.reduction, own.ignore_index) == (None, 0, 'mean', -100)
+
 class _Objective:
     "The student's loss in the place of the Learner's own, `plain`, which comes back after the fit."
+    y_int = True  # targets are class indices, which MixUp and CutMix leave alone
     def __init__(self, cb, plain):
         self.cb, self.plain = cb, plain
         own = cb.loss.loss
         self.changes = hasattr(own, 'step') and not getattr(own, 'schedule_in_buffers', False)
 
-    def extra(self): return self.cb.learn.teacher_logits, self.cb.row_temp
+    def extra(self):
+        "Logits and temperature; of a mixed batch also the other labels, and the share of the batch's own."
+        mixes, learn = self.cb.mixes, self.cb.learn
+        mixed = () if mixes is None or not learn.training else (mixes.yb1[0], mixes.lam)
+        return learn.teacher_logits, self.cb.row_temp, *mixed
 
     def __call__(self, pred, targets, *extra):
-        teacher_logits, temp = extra or self.extra()
-        return self.cb.loss(teacher_logits, pred, targets, temp)
+        teacher_logits, temp, *mixed = extra or self.extra()
+        return self.cb.loss(teacher_logits, pred, targets, temp, self._label_loss(*mixed))
+
+    def _label_loss(self, other=None, share=None):
+        "The Learner's own loss; None: the mean NLL of the labels."
+        if other is None: return None if _is_cross_entropy(self.plain) else self.plain
+        def mixed(pred, targets):
+            with NoneReduce(self.plain) as each:
+                return torch.lerp(each(pred, other), each(pred, targets), share).mean()
+        return mixed
 
     def answers(self, x, rows, recall, *temp):
         "In a program, `extra` for images, of which these rows repeat (None: they don't)."
@@ -110,12 +139,18 @@ class _Objective:
 def _ask(self:Distillation):
     learn = self.learn
     if not learn.training: return self._ask_once(*learn.xb)
-    with torch.no_grad(): return learn.ask_teacher(*learn.xb)
+    return self._answer(learn.ask_teacher, learn.xb)
 
 @patch
 def _ask_once(self:Distillation, *xb):
     "Without a recording: within another one, or where the answers are remembered."
-    with torch.no_grad(): return getattr(self.learn.ask_teacher, 'plain', self.learn.ask_teacher)(*xb)
+    return self._answer(getattr(self.learn.ask_teacher, 'plain', self.learn.ask_teacher), xb)
+
+@patch
+def _answer(self:Distillation, teacher, xb):
+    with torch.no_grad():
+        if isinstance(teacher, nn.Module): return ask(teacher, xb, getattr(self.dl, 'input_names', None))
+        return teacher(*xb)
 
 @patch
 def _recall(self:Distillation, rows):

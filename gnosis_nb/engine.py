@@ -19,6 +19,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import to_detach, to_float
 from fastcore.basics import patch
 
+from .adapt import arguments, logits_of
 from .compute import Captured, Compiled, CudaGraph, Frozen, autocast, describe_error, exact_output
 from .compute import keep_memory, pick_channels_last, pick_compile, pick_precision
 from .together import let_others
@@ -136,25 +137,29 @@ def _counting_at_once(net, forward):
     "`forward` of `net`, whose BatchNorm layers count their batches in one operation instead of one each."
     layers = [o for o in net.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm)]
     layers = [o for o in layers if o.num_batches_tracked is not None and o.momentum is not None]
-    def run(*x):
+    def run(*x, **named):
         counting = [o for o in layers if o.training]
         counters = [o.num_batches_tracked for o in counting]
         try:
             for o in counting: o.num_batches_tracked = None
-            out = forward(*x)
+            out = forward(*x, **named)
         finally:
             for o, counter in zip(counting, counters): o.num_batches_tracked = counter
         if counters: torch._foreach_add_(counters, 1)
         return out
     return run
 
-def _fast_forward(net, device, precision, compile):
-    "The forward pass of a network in training, as a function."
+def _fast_forward(net, names, device, precision, compile):
+    "The forward pass of a network in training, as a function that returns logits."
     plain = MethodType(type(net).forward, net)
     run = Compiled(plain) if compile else _counting_at_once(net, plain)
-    def forward(*x):
-        with autocast(device, precision): return to_float(run(*x))
+    def forward(*x, **named):
+        if not named: x, named = arguments(net, x, names())
+        with autocast(device, precision): return to_float(logits_of(run(*x, **named)))
     return forward
+
+@patch
+def _names(self:StepEngine): return getattr(getattr(self.learn, 'dl', None), 'input_names', None) # of inputs
 
 @patch
 def _prepare(self:StepEngine, device, precision, compile):
@@ -162,10 +167,10 @@ def _prepare(self:StepEngine, device, precision, compile):
     teacher = vars(self.learn).get('teacher')
     if teacher is not None:
         teacher = teacher.to(memory_format=self.format)
-        self.learn.ask_teacher = Frozen(teacher, precision, compile, self.record)
+        self.learn.ask_teacher = Frozen(teacher, precision, compile, self.record, self._names)
     compile_student = compile and (device.type == 'cuda' or self.compile is True)
     if precision == 'bf16': self.undo.append(exact_output(self.model))
-    self.model.forward = _fast_forward(self.model, device, precision, compile_student)
+    self.model.forward = _fast_forward(self.model, self._names, device, precision, compile_student)
     if device.type == 'cuda': self.undo.append(fastest_algorithms())
 
 _searching = []  # whoever wants cuDNN's fastest algorithms, and what was set before the first of them

@@ -9,7 +9,8 @@ __all__ = ['check_same_shapes', 'interpolate', 'reestimate_batchnorm', 'initiali
 from collections.abc import Mapping
 
 import torch.nn as nn
-from fastai.torch_core import to_device
+
+from .adapt import Batches, ask
 
 from .metrics import evaluating
 
@@ -62,24 +63,24 @@ def _rows_counted(layers, batches):
         rows = len(batch[1])  # of the labels: texts have their rows in the second dimension
         seen += rows
         for m in layers: m.momentum = rows/seen
-        yield batch
+        yield batch[0]
     if not seen: raise ValueError("dl: expected at least one batch (x, y)")
 
 def reestimate_batchnorm(
     net:nn.Module, # changed in place, on its device; without BatchNorm nothing is done
-    dl, # batches (x, y) or (x, y, …) as they are fed in training
+    dl, # anything that `Batches` reads, as it is fed in training
 ) -> nn.Module: # `net`
     """Replace the running statistics of every BatchNorm layer by their means over one pass through `dl`.
 
     Modes and momenta stay as they are. Raises `ValueError` if `dl` is empty."""
     if not (layers := _with_statistics(net)): return net
-    device, momenta = next(net.parameters()).device, [m.momentum for m in layers]
+    batches, momenta = Batches(dl), [m.momentum for m in layers]
     with evaluating(net):
         for m in layers:
             m.reset_running_stats()
             m.train()
         try:
-            for x, *_ in _rows_counted(layers, dl): net(to_device(x, device))
+            for xs in _rows_counted(layers, batches): ask(net, xs, batches.names)
         finally:
             for m, momentum in zip(layers, momenta): m.momentum = momentum
     return net

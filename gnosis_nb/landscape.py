@@ -23,9 +23,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.patheffects import withStroke
 from torch.func import functional_call, vmap
 
+from .adapt import Batches, arguments, as_model, ask, logits_of
 from .initialize import check_same_shapes, reestimate_batchnorm
 from .losses import ForwardCrossEntropy, reduce_ensemble_logits
-from .metrics import evaluating, kl_rows, log_probs, plain_tensor
+from .metrics import evaluating, kl_rows, log_probs
 
 # %% ../nbs/37_landscape.ipynb #a3b24317
 def _stack(states, device):
@@ -103,18 +104,18 @@ class Plane:
 
 # %% ../nbs/37_landscape.ipynb #dd91a967
 def _remember(dl, device, teacher=None):
-    "All batches, on the device: inputs, labels and the teacher's logits."
-    out = []
+    "All batches, on the device: inputs, labels and the teacher's logits; and the names of the inputs."
+    out, read = [], Batches(dl)
     with torch.no_grad():
-        for x, y, *_ in dl:
-            x, y = (plain_tensor(o) for o in to_device((x, y), device))
-            out.append((x, y, None if teacher is None else teacher(x)))
+        for xs, y in read:
+            xs, y = to_device((xs, y), device)
+            out.append((xs, y, None if teacher is None else ask(teacher, xs, read.names)))
     if not out: raise ValueError("dl: expected at least one batch (x, y)")
-    return out
+    return out, read.names
 
-def _batch_sums(net, loss, temp, weights, x, y, z_t):
+def _batch_sums(net, names, loss, temp, weights, xs, y, z_t):
     "Sums over a batch: of distillation loss, NLL and agreement [3], and of the KL divergence."
-    z = functional_call(net, weights, (x,))
+    z = logits_of(functional_call(net, weights, *arguments(net, xs, names)))
     same = z.argmax(-1) == reduce_ensemble_logits(z_t).argmax(-1)
     nll = F.cross_entropy(z, y, reduction='sum')
     sums = torch.stack([loss(z_t, z, temp)*len(y), nll, same.to(z).sum()])
@@ -122,12 +123,12 @@ def _batch_sums(net, loss, temp, weights, x, y, z_t):
 
 class _Measure:
     "Stacked weights [k, …] to sums over all examples [k, 4]."
-    def __init__(self, net, data, loss, temp, together, statistics=None):
+    def __init__(self, net, data, names, loss, temp, together, statistics=None):
         self.net, self.data = net, data
         self.statistics = statistics  # batches to find BatchNorm statistics in
         self.together = together and statistics is None
-        if self.together: self.data = [(x.contiguous(), *rest) for x, *rest in data]
-        self.one = lambda weights, *batch: _batch_sums(net, loss, temp, weights, *batch)
+        if self.together: self.data = [(tuple(x.contiguous() for x in xs), *rest) for xs, *rest in data]
+        self.one = lambda weights, *batch: _batch_sums(net, names, loss, temp, weights, *batch)
 
     def _over_data(self, f, weights):
         sums, kl = (torch.stack(o).sum(0) for o in zip(*[f(weights, *batch) for batch in self.data]))
@@ -173,15 +174,17 @@ def evaluate_mixtures(
     if shares.ndim != 2 or shares.shape[1] != len(states):
         raise ValueError(f"shares: has shape {tuple(shares.shape)}, expected [n, {len(states)}]")
     for o in states: check_same_shapes(o, net.state_dict())
+    net = as_model(net, 'net')
     device = next(net.parameters()).device
     chunk = chunk or (1 if device.type == 'cpu' else 16)
-    net = copy.deepcopy(net).requires_grad_(False)
+    net, teacher = copy.deepcopy(net).requires_grad_(False), as_model(teacher, 'teacher')
     normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
     with evaluating(net, teacher.to(device)):
-        data, statistics = _remember(dl, device, teacher), None
+        (data, names), statistics = _remember(dl, device, teacher), None
         if batchnorm == 'reestimate' and normed:
-            statistics = data if statistics_dl is None else _remember(statistics_dl, device)
-        measure = _Measure(net, data, loss or ForwardCrossEntropy(), temp, chunk > 1, statistics)
+            found = data if statistics_dl is None else _remember(statistics_dl, device)[0]
+            statistics = [dict(zip(names, xs), labels=y) if names else (*xs, y) for xs, y, _ in found]
+        measure = _Measure(net, data, names, loss or ForwardCrossEntropy(), temp, chunk > 1, statistics)
         stack, chunks = _stack(states, device), shares.split(chunk)
         if progress: chunks = progress_bar(chunks)
         sums = torch.cat([measure(_mix(stack, c)).cpu() for c in chunks])

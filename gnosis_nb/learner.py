@@ -13,7 +13,6 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 import fastai.callback.progress  # Learners show a progress bar,
 import fastai.callback.schedule  # and have lr_find and fit_one_cycle
@@ -21,6 +20,7 @@ from fastai.learner import Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from fastcore.foundation import L
 
+from .adapt import as_dls, as_model
 from .distill import AnnealLoss, CosineEpochs, Distillation, FreezeBatchNorm
 from .engine import QuickLearner, StepEngine
 from .losses import ForwardCrossEntropy
@@ -82,15 +82,16 @@ def _recipe(schedule, freeze_bn, engine):
     return L(CosineEpochs(*schedule), *frozen_bn, StepEngine(*engine), EpochProgram())
 
 def _make_learner(dls, model, opt_func, lr, metrics, cbs, kwargs):
-    learn = QuickLearner(dls, model.to(dls.device), F.cross_entropy, opt_func=opt_func, lr=lr,
-                         wd_bn_bias=True, metrics=metrics, cbs=cbs, **kwargs)
+    kwargs = dict(dict(loss_func=F.cross_entropy, wd_bn_bias=True), **kwargs)
+    kwargs |= dict(opt_func=opt_func, lr=lr, metrics=metrics, cbs=cbs)
+    learn = QuickLearner(dls, model.to(dls.device), **kwargs)
     learn.remove_cb(Recorder)
     learn.add_cb(LossRecorder())
     return learn
 
 def teacher_learner(
-    dls, # DataLoaders of (x, y)
-    model:nn.Module, # returns logits [batch, classes]
+    dls, # DataLoaders of (x, y), or loaders of any library for training and validation
+    model, # anything that `as_model` takes
     lr:float=.1, # learning rate of the first epoch
     momentum:float=.9, # of SGD
     wd:float=1e-4, # L2 regularisation of all parameters
@@ -107,6 +108,7 @@ def teacher_learner(
     **kwargs, # of fastai's `Learner`
 ) -> Learner:
     "A Learner that trains `model` with cross-entropy on labels; the defaults are the paper's."
+    dls, model = as_dls(dls), as_model(model)
     if hasattr(dls.train, 'temps'):
         raise ValueError(f"dls.train={type(dls.train).__name__}: expected batches (x, y) without a "
                          "temperature, as those of image_dls")
@@ -117,9 +119,9 @@ def teacher_learner(
 
 # %% ../nbs/35_learner.ipynb #ef66be5c
 def student_learner(
-    dls, # DataLoaders of (x, y) or, for training, (x, y, temp)
-    student:nn.Module, # returns logits [batch, classes]
-    teacher:nn.Module, # returns [batch, classes] or, for an ensemble, [batch, m, classes]
+    dls, # as for `teacher_learner`; for training also batches (x, y, temp)
+    student, # anything that `as_model` takes
+    teacher, # likewise; a list of networks is an ensemble
     loss:Callable|None=None, # L_KD, a loss of `gnosis_nb.losses`; default `ForwardCrossEntropy()`
     alpha:float=0., # weight α of the hard-label loss
     temp:float=4., # temperature τ where the loader gives none
@@ -140,6 +142,7 @@ def student_learner(
     **kwargs, # of fastai's `Learner`
 ) -> Learner:
     "A Learner that distils `teacher` into `student`; the defaults are those of the paper's students."
+    dls, student, teacher = as_dls(dls), as_model(student, 'student'), as_model(teacher, 'teacher')
     loss = ForwardCrossEntropy() if loss is None else loss
     own = L(Distillation(teacher.to(dls.device), loss, alpha, temp, cache))
     if hasattr(loss, 'step'): own += L(AnnealLoss(loss))

@@ -9,6 +9,7 @@ __all__ = ['LOSSES', 'at_least_float32', 'reduce_ensemble_logits', 'check_pair',
 
 # %% ../nbs/00_losses.ipynb #d992e0c6
 import math
+from collections.abc import Callable
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
@@ -249,6 +250,7 @@ class StudentLoss(nn.Module):
         student_logits:Tensor, # [batch, classes]
         targets:Tensor|None=None, # [batch] class indices, -100: no label; not needed if α is 0
         temp:float|Tensor=1., # temperature τ of the teacher's part: a number, or [batch, 1]
+        label_loss:Callable|None=None, # (student_logits, targets) -> scalar; None: the mean NLL of labels
     ) -> Tensor: # scalar
         check_pair(teacher_logits, student_logits)
         known = dict(targets=targets) if getattr(self.loss, 'uses_targets', False) else {}
@@ -256,4 +258,5 @@ class StudentLoss(nn.Module):
         if self.alpha == 0: return kd
         if targets is None:
             raise ValueError(f'targets=None: expected class indices [batch] for alpha={self.alpha}')
-        return self.alpha*_labelled_nll(student_logits, targets) + (1 - self.alpha)*kd
+        of_labels = (label_loss or _labelled_nll)(student_logits, targets)
+        return self.alpha*of_labels + (1 - self.alpha)*kd

@@ -18,7 +18,8 @@ from fastai.data.core import DataLoaders
 
 from .panel import Sheet, as_html, show
 from ..losses import reduce_ensemble_logits
-from ..metrics import evaluating, kl_rows, log_probs, module_device, plain_tensor
+from ..adapt import Batches, as_model, ask
+from ..metrics import evaluating, kl_rows, log_probs
 
 # %% ../../nbs/71_explore.predictions.ipynb #ce0311dd
 @dataclass
@@ -43,28 +44,27 @@ def _class_names(source):
     return None if classes is None else [str(o) for o in classes]
 
 def first_images(
-    data, # a loader or DataLoaders (their evaluation data), or a batch (x, y)
+    data, # anything that `Batches` reads, or a batch
     n:int=32, # examples at most
 )->ImageSample:
     "The first examples of `data`. Raises `ValueError` if they are no images."
-    if isinstance(data, DataLoaders): data = data.valid
-    if isinstance(data, (tuple, list)): batch = data
-    else: batch = data.one_batch() if hasattr(data, 'one_batch') else next(iter(data))
-    x, y = plain_tensor(batch[0])[:n], plain_tensor(batch[1])[:n].cpu()
+    if isinstance(data, (tuple, list, Mapping)): xs, y = Batches([]).split(data)
+    else: xs, y = next(iter(Batches(data)))
+    x, y = xs[0][:n], y[:n].cpu()
     if x.ndim != 4: raise ValueError(f"data={tuple(x.shape)}: expected images of shape [n, C, H, W]")
     return ImageSample(x, y, _pixels(_source(data), x), _class_names(_source(data)))
 
 # %% ../../nbs/71_explore.predictions.ipynb #5c1a2936
 def member_logits(
-    models, # a network, or names to networks; each returns [n, classes], or [n, m, classes]
+    models, # anything that `as_model` takes, or names to such things
     x:torch.Tensor, # inputs [n, …]
 )->dict: # names to logits [n, m, classes]; a network without a name is 'teacher'
     "The logits of each network's members, in evaluation mode."
     models = models if isinstance(models, Mapping) else {'teacher': models}
-    logits = {}
+    models, logits = {name: as_model(o, name) for name, o in models.items()}, {}
     with evaluating(*models.values()):
         for name, model in models.items():
-            z = plain_tensor(model(x.to(module_device(model, x.device)))).float().cpu()
+            z = ask(model, (x,)).float().cpu()
             logits[name] = z if z.ndim == 3 else z[:, None]
     return logits
 
@@ -202,14 +202,14 @@ class Disagreements:
             raise ValueError(f"by={by!r}: expected 'label', 'teacher' or 'student'")
         return list(range(len(self))) if name is None else np.flatnonzero(self.table[by] == name).tolist()
 
-def _log_probs(model, x): return log_probs(plain_tensor(model(x.to(module_device(model, x.device))))).cpu()
+def _log_probs(model, x): return log_probs(ask(model, (x,))).cpu()
 
 def _compare(student, teacher, dl):
     "Rows, inputs, labels and both log probabilities where the top classes differ; how many were compared."
     found, n = [], 0
     with evaluating(student, teacher):
-        for x, y, *_ in dl:
-            x, y = plain_tensor(x), plain_tensor(y).cpu()
+        for (x, *_), y in Batches(dl):
+            y = y.cpu()
             log_t, log_s = _log_probs(teacher, x), _log_probs(student, x)
             differ = log_t.argmax(-1) != log_s.argmax(-1)
             rows, x = torch.arange(n, n + len(y)), x[differ.to(x.device)].cpu()
@@ -219,14 +219,14 @@ def _compare(student, teacher, dl):
     return [torch.cat(o) for o in zip(*found)], n
 
 def find_disagreements(
-    student, # x -> logits [n, classes]
-    teacher, # x -> logits [n, classes], or [n, m, classes] of an ensemble
-    data, # a loader of batches (x, y), or DataLoaders (their evaluation data)
+    student, # anything that `as_model` takes
+    teacher, # likewise
+    data, # anything that `Batches` reads
     num:int=500, # kept at most
 )->Disagreements:
     "The examples on which the top classes of two networks differ. Raises `ValueError` if `data` is empty."
-    dl = data.valid if isinstance(data, DataLoaders) else data
-    (rows, x, y, log_t, log_s), total = _compare(student, teacher, dl)
+    dl, nets = Batches(data).dl, (as_model(student, 'student'), as_model(teacher, 'teacher'))
+    (rows, x, y, log_t, log_s), total = _compare(*nets, dl)
     kl = kl_rows(log_t, log_s)
     order = kl.argsort(descending=True)[:num]
     x, y, log_t, log_s = (o[order] for o in (x, y, log_t, log_s))

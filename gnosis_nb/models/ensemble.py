@@ -9,9 +9,11 @@ __all__ = ['ClassifierEnsemble']
 import torch
 from torch import nn
 
+from ..adapt import as_model, logits_of
+
 # %% ../../nbs/14_models.ensemble.ipynb #a8b6bebf
 class ClassifierEnsemble(nn.Module):
-    """The stacked logits of several classifiers: inputs `[batch, …]` to `[batch, m, classes]`.
+    """The stacked logits of several classifiers: their inputs to `[batch, m, classes]`.
 
     Raises `ValueError` without a classifier, `TypeError` for anything that is no module."""
     def __init__(self,
@@ -26,4 +28,8 @@ class ClassifierEnsemble(nn.Module):
 
     def __len__(self): return len(self.models)
 
-    def forward(self, x): return torch.stack([m(x) for m in self.models], dim=1)
+    def forward(self, *x, **named): return torch.stack([logits_of(m(*x, **named)) for m in self.models], 1)
+
+@as_model.register(list)
+@as_model.register(tuple)
+def _(models, name='model'): return ClassifierEnsemble(*(as_model(o, name) for o in models))

@@ -48,8 +48,9 @@ def first_images(
     n:int=32, # examples at most
 )->ImageSample:
     "The first examples of `data`. Raises `ValueError` if they are no images."
-    if isinstance(data, (tuple, list, Mapping)): xs, y = Batches([]).split(data)
-    else: xs, y = next(iter(Batches(data)))
+    of_tensors = isinstance(data, (tuple, list)) and isinstance(data[0], torch.Tensor)
+    is_batch = of_tensors or isinstance(data, Mapping)
+    xs, y = next(iter(Batches([data] if is_batch else data)))
     x, y = xs[0][:n], y[:n].cpu()
     if x.ndim != 4: raise ValueError(f"data={tuple(x.shape)}: expected images of shape [n, C, H, W]")
     return ImageSample(x, y, _pixels(_source(data), x), _class_names(_source(data)))

@@ -192,7 +192,7 @@ def test_two_workers_make_the_same_table(tmp_path):
 def photographs(folder):
     "Two classes of photographs of many sizes, in ImageNet's folders."
     rng = np.random.default_rng(0)
-    for split, n in (('train', 12), ('val', 6)):
+    for split, n in (('train', 6), ('val', 4)):
         for k, colour in enumerate(((200, 60, 60), (60, 60, 200))):
             (folder/split/f'n0000{k}').mkdir(parents=True)
             for i in range(n):
@@ -206,7 +206,7 @@ def test_imagenet(tmp_path):
     less = [
         f"dataset.root_dir={photographs(tmp_path/'imagenet')}", 'device=cpu',
         'teacher.num_components=1', 'trial_id=0',
-        'classifier.depth=18', 'dataset.size=48', 'dataset.resize=56', 'dataset.memory_limit=0',
+        'classifier.depth=18', 'dataset.size=32', 'dataset.resize=40', 'dataset.memory_limit=0',
         'dataloader.batch_size=8', 'dataloader.num_workers=0', 'trainer.optimizer.lr=0.01',
         'trainer.num_epochs=6',
         'teacher.trainer.num_epochs=6', 'teacher.trainer.batch_size=8', 'teacher.trainer.lr=0.01']

@@ -1,4 +1,6 @@
-"Multiruns under other launchers: jobs that can run do, others are named, what is done is not done again."
+"""Multiruns under launchers: jobs that can run do, others are named, what is done is not done again.
+
+The tutorial `sweep` has joblib and submitit."""
 import importlib.util
 
 import pandas as pd
@@ -12,9 +14,6 @@ OVERRIDES = ['-m', *SMALL['image_classification'], *SHORT, TEACHERS]
 LAUNCHERS = dict(
     basic=[],
     together=['hydra/launcher=together', 'hydra.launcher.n_jobs=2'],
-    joblib=['hydra/launcher=joblib', 'hydra.launcher.n_jobs=2'],
-    submitit=['hydra/launcher=submitit_local', 'hydra.launcher.timeout_min=5',
-        'hydra.launcher.cpus_per_task=1'],
     ray=['hydra/launcher=ray', *(f'+hydra.launcher.ray.{o}' for o in (
         'init.num_cpus=2', 'init.include_dashboard=false', 'remote.num_cpus=1',
         'init.num_gpus=1', 'remote.num_gpus=0.5'))])  # a GPU in name only: Ray counts what it is told
@@ -37,7 +36,7 @@ def test_a_failed_job_stops_no_other(tmp_path, launcher):
     table, = tmp_path.rglob('table.csv')
     assert pd.read_csv(table)['trainer.optimizer.lr'].tolist() == [.05, .06]
     assert f'2 runs of this sweep, in {table}:' in said
-    if own or launcher == 'joblib':                      # the others have their jobs' output elsewhere
+    if own:                                              # Ray has its jobs' output elsewhere
         labels = {o[:o.index('] ') + 1] for o in said[:said.index('\n\n')].splitlines()}
         assert labels == {'[0 lr=0.05]', '[2 lr=0.06]'}
 

@@ -312,7 +312,7 @@ VALUES = st.one_of(
     st.lists(st.integers(), max_size=3),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2))
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_value_of_another_type_is_refused_by_its_key(data):
     command = data.draw(st.sampled_from([*COMMANDS]))

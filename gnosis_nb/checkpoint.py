@@ -122,7 +122,8 @@ def _read_pickle(path):
         state = torch.load(path, map_location='cpu', weights_only=True)
     if isinstance(state, dict) and isinstance(state.get('state_dict'), dict): state = state['state_dict']
     if isinstance(state, dict) and all(isinstance(k, str) and _is_plain(v) for k, v in state.items()):
-        return {k: v.data for k, v in state.items()}, {}
+        of_parallel = state and all(k.startswith('module.') for k in state)
+        return {k.removeprefix('module.') if of_parallel else k: v.data for k, v in state.items()}, {}
     raise CheckpointError(f"holds {type(state).__name__}, expected a state dict of tensors")
 
 # %% ../nbs/40_checkpoint.ipynb #2e207056
@@ -151,6 +152,8 @@ def load_weights(
     "Load a checkpoint into a network whose keys and shapes are the same; otherwise a `CheckpointError`."
     state, info = load_checkpoint(path)
     own, kind = model.state_dict(), type(model).__name__
+    # of before torch 0.4.1, or left out: how many batches a BatchNorm has seen
+    state = {**{k: v for k, v in own.items() if k.endswith('.num_batches_tracked')}, **state}
     for k in [*own, *state]:
         if k not in state: raise CheckpointError(f"{path}: has no {k!r}, which {kind} needs")
         if k not in own: raise CheckpointError(f"{path}: has {k!r}, which {kind} does not")

@@ -6,14 +6,14 @@
 __all__ = ['NO_TRANSFORMS', 'Subsample', 'ShuffleTargets', 'Statistics', 'ShrinkTexts', 'ShrinkImages', 'ImageDataset',
            'DigitsSettings', 'MNISTSettings', 'EMNISTSettings', 'CIFAR100SVHNSettings', 'CIFAR102Settings',
            'ImageFolderSettings', 'ImageNetSettings', 'TextDataset', 'IMDBSettings', 'SentencesSettings', 'RandomApply',
-           'AugmentationSettings', 'Classifier', 'PreResNetSettings', 'ResNetSettings', 'VGGSettings', 'LSTMSettings',
-           'Loss', 'HardLoss', 'ConvexLoss', 'DecoupledLoss', 'DISTLoss', 'StandardizedLoss', 'SNGANWidth',
-           'DensityModel', 'SNGANSettings', 'DCGANSettings', 'StudentStart', 'TeacherTrainer', 'Teacher', 'Optimizer',
-           'Schedule', 'TextTrainer', 'ImageTrainer', 'Loader', 'ImageLoading', 'TextLoading', 'TextDistillation',
-           'ImageDistillation', 'Logger', 'S3Logger', 'Settings', 'Recipe', 'student_recipe', 'teacher_recipe',
-           'Classification', 'TextClassification', 'ImageClassification', 'network_options', 'GANOptimizer',
-           'LinearDecay', 'GANTrainer', 'GANLoading', 'JudgeSettings', 'ImageGeneration', 'ConfigError', 'as_dict',
-           'blame']
+           'AugmentationSettings', 'Classifier', 'PreResNetSettings', 'ResNetSettings', 'ResNetCIFARSettings',
+           'VGGSettings', 'LSTMSettings', 'Loss', 'HardLoss', 'ConvexLoss', 'DecoupledLoss', 'DISTLoss',
+           'StandardizedLoss', 'SNGANWidth', 'DensityModel', 'SNGANSettings', 'DCGANSettings', 'StudentStart',
+           'TeacherTrainer', 'Teacher', 'Optimizer', 'Schedule', 'TextTrainer', 'ImageTrainer', 'Loader',
+           'ImageLoading', 'TextLoading', 'TextDistillation', 'ImageDistillation', 'Logger', 'S3Logger', 'Settings',
+           'Recipe', 'student_recipe', 'teacher_recipe', 'Classification', 'TextClassification', 'ImageClassification',
+           'network_options', 'GANOptimizer', 'LinearDecay', 'GANTrainer', 'GANLoading', 'JudgeSettings',
+           'ImageGeneration', 'ConfigError', 'as_dict', 'blame']
 
 # %% ../nbs/51_settings.ipynb #a821b126
 import math
@@ -171,7 +171,7 @@ class AugmentationSettings(Group):
     gaussian_blur:dict
     random_resized_crop:dict
     random_apply:RandomApply
-    normalization:Literal['unitcube', 'zscore']
+    normalization:Literal['unitcube', 'zscore', 'imagenet']
 
     def options(self): # -> arguments of each transform, by its name
         return {k: v for k, v in asdict(self).items() if k not in NO_TRANSFORMS}
@@ -194,6 +194,12 @@ class PreResNetSettings(Classifier):
 class ResNetSettings(Classifier):
     "A ResNet of torchvision."
     name:Literal['resnet']
+    depth:Count
+
+@dataclass(frozen=True)
+class ResNetCIFARSettings(Classifier):
+    "A ResNet of CIFAR."
+    name:Literal['resnet_cifar']
     depth:Count
 
 @dataclass(frozen=True)

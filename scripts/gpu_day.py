@@ -90,10 +90,10 @@ def parts(simulate, out, data):
 def figure_part(simulate, out, data):
     "Command of Fig 10 with CIFAR-100, one trial, all networks together; and the data that it needs."
     name, needs = ['fig10', 'scale=medium'], data/'datasets'/'cifar100'
-    if simulate: name, needs = ['fig10', 'scale=smoke'], None
+    if simulate: name, needs = ['fig10', 'scale=smoke'], None  # of digits, which are never missing
     start = ['-c', 'from gnosis_nb.paper.reproduce import figure; figure()']
     at_once = ['hydra/launcher=together', 'hydra.launcher.n_jobs=6', 'trainer.parallel_models=5']
-    where = ['device=cuda', f'data_dir={out}/runs', f"dataset.root_dir={data/'datasets'}"]
+    where = ['device=cuda', f'data_dir={out}/runs', f"dataset.root_dir={data/'datasets'/'cifar100'}"]
     return [*start, *name, 'trial_id=0', *at_once, *where], needs
 
 

@@ -144,10 +144,13 @@ class Rig:
             for o in [quiet] if bar else [learn.no_logging(), learn.no_bar()]: stack.enter_context(o)
             stack.enter_context(learn.added_cbs([begin, end]))
             learn.fit(epochs)
-        last, n = end.found, len(learn.dls.train)
+        return self.note(end.found, len(learn.dls.train), before['recordings'])
+
+    def note(self, last, n, recorded):
+        "What `n` batches have added to the counters; `recorded` was recorded before the fit."
         launches = float('nan') if self.is_real else last['eager'] / n  # which are not counted on a GPU
         row = dict(syncs=last['syncs'] / n, launches=launches, replays=last['replays'] / n,
-            recordings=(self.counts.now() - before)['recordings'], late=last['recordings'], difference=0.)
+            recordings=self.counts.now()['recordings'] - recorded, late=last['recordings'], difference=0.)
         self.found.fits.append(row)
         return row
 
@@ -394,17 +397,27 @@ def deterministic():
     try: yield
     finally: torch.backends.cudnn.deterministic = before
 
+TOGETHER = 8
+
 def together(rig):
-    "Three students at once, and their teacher."
+    "Students of one teacher in turns; counted are three rounds of batches within the last epoch."
     before, judge = torch.backends.cudnn.benchmark, ensemble(2)
     def one(seed):
         mine, block = table(), DistillBlock(*policy_blocks('baseline'))
         dls = block.dataloaders(images(), bs=ROWS, device=rig.device, seed=seed)
-        return as_a_run(student_learner(dls, network(seed=seed), judge, metrics=[], cbs=mine), mine)
-    learners = [one(i) for i in range(3)]
+        learn = as_a_run(student_learner(dls, network(seed=seed), judge, metrics=[], cbs=mine), mine)
+        learn.epoch_program.period = float('inf')
+        return learn
+    learners, seen, recorded = [one(i) for i in range(TOGETHER)], [], rig.counts.now()['recordings']
+    first = learners[0].epoch_program
+    def noting(sizes, rows, run=first._run):
+        seen.append(rig.counts.now())
+        run(sizes, rows)
+    first._run = noting
     def fit(learn):
-        with learn.no_logging(), learn.no_bar(): learn.fit(2)
+        with learn.no_logging(), learn.no_bar(): learn.fit(3)
     run_together([partial(fit, o) for o in learners], torch.device(rig.device))
+    rig.note(seen[-1] - seen[-4], 3, recorded)
     after = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = before
     if after != before: raise AssertionError(f'cudnn.benchmark is {after} after the fits, and was {before}')

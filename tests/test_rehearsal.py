@@ -35,8 +35,8 @@ PROGRAM = 1.2, .6
 LAUNCHES = {
     **dict.fromkeys(('teacher', 'cuda:1', 'network', 'held', 'landscape', 'student', 'loss', 'hard labels',
         'policy', 'augmentations', 'generator'), PROGRAM), 'policy ood': (1.4, 1.2),
-    'notebook': PROGRAM, 'streamed': (1, 32), 'gan': (1.2, 14), 'texts, bucket=True': (2, 27),
-    'texts, bucket=False': (2, 80), 'texts_on_cpu': (2, 31)}
+    'notebook': PROGRAM, 'together': (rehearsal.TOGETHER, 0), 'streamed': (1, 32), 'gan': (1.2, 14),
+    'texts, bucket=True': (2, 27), 'texts, bucket=False': (2, 80), 'texts_on_cpu': (2, 31)}
 
 LATE = {'texts, bucket=False': 1}  # recordings in the last epoch: texts of a length that is new
 WAITS = {'notebook': .2, 'texts': .25}  # synchronisations of a batch; nothing else has any

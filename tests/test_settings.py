@@ -103,7 +103,7 @@ CHOICES = dict(
         'cifar102': {'cifar10_fraction': 1.}, 'emnist': {'split': 'byclass'},
         'mnist': {'num_data': 200, 'seed': 0}, 'tiny_imagenet': {'root_dir': None}},
     classifier={'preresnet': {'depth': 20, 'skip_connections': True},
-        'vgg': {'depth': 16, 'batch_norm': False}, 'lenet': {}},
+        'resnet_cifar': {'depth': 20}, 'vgg': {'depth': 16, 'batch_norm': False}, 'lenet': {}},
     density_model={'sngan': {'z_dim': 128}, 'dcgan': {'nz': 100, 'ngf': 64, 'ndf': 64}},
     loss={
         'ts_fwd_cross_ent': {'alpha': 0.}, 'ts_rev_cross_ent': {'alpha': 0.},

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plain_tensor', 'logits_of', 'as_model', 'module_device', 'Batches', 'arguments', 'ask', 'TupleLoader', 'as_dls']
 
-# %% ../nbs/01_adapt.ipynb #38666102
+# %% ../nbs/01_adapt.ipynb #4e1582c6
 import inspect
 from collections.abc import Mapping
 from functools import singledispatch
@@ -16,7 +16,7 @@ from fastai.learner import Learner
 from fastai.torch_core import default_device, to_device
 from torch import Tensor, nn
 
-# %% ../nbs/01_adapt.ipynb #40df1f57
+# %% ../nbs/01_adapt.ipynb #cbe94b81
 def plain_tensor(
     t, # a tensor, or anything else
 ): # `t` as `torch.Tensor`; anything else as it is
@@ -35,7 +35,7 @@ def logits_of(
     raise TypeError(f"a network's output is a {type(output).__name__}: expected logits [batch, classes], "
                     "a tuple that begins with them, or an object with `logits`")
 
-# %% ../nbs/01_adapt.ipynb #e2856422
+# %% ../nbs/01_adapt.ipynb #a882a630
 @singledispatch
 def as_model(
     model, # a network, a list of networks, a Learner, the path of a checkpoint
@@ -59,7 +59,7 @@ def module_device(
     first = next(model.parameters(), next(model.buffers(), None))
     return default if first is None else first.device
 
-# %% ../nbs/01_adapt.ipynb #b4132808
+# %% ../nbs/01_adapt.ipynb #aaa5779c
 _TARGETS = 'labels', 'label', 'targets', 'target', 'y'
 
 def _loader(data, bs):
@@ -80,7 +80,8 @@ class Batches:
         inputs:list|None=None, # names of the inputs; None: all other tensors
         bs:int=64, # rows in a batch of a data set
     ):
-        data = getattr(data, 'read', data)  # of `TupleLoader`, below
+        within = getattr(data, 'read', None)  # of `TupleLoader`, below
+        data = within if isinstance(within, Batches) else data
         if isinstance(data, Batches): data, targets, inputs = data.dl, data.targets, data.inputs
         self.dl, self.targets, self.inputs, self.names = _loader(data, bs), targets, inputs, None
         if not hasattr(self.dl, '__iter__') and not hasattr(self.dl, '__getitem__'):
@@ -116,7 +117,7 @@ class Batches:
                              f"{', '.join(tensors) or 'none besides its targets'}")
         return tuple(plain_tensor(tensors[o]) for o in self.names), plain_tensor(batch[key])
 
-# %% ../nbs/01_adapt.ipynb #4f9b97e5
+# %% ../nbs/01_adapt.ipynb #98b1fea4
 def arguments(
     model:nn.Module, # a network, or an ensemble, of which the first component is looked at
     xs:tuple, # inputs of a batch
@@ -140,7 +141,7 @@ def ask(
     given, named = arguments(model, to_device(tuple(xs), module_device(model, xs[0].device)), names)
     return logits_of(model(*given, **named))
 
-# %% ../nbs/01_adapt.ipynb #90f5ef75
+# %% ../nbs/01_adapt.ipynb #4ecadeae
 class TupleLoader:
     "A loader of any library as fastai's Learner reads one: batches (x, …, y) on the device."
     def __init__(self,

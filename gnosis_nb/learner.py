@@ -28,6 +28,11 @@ from .metrics import ECE, NLL, Accuracy, Agreement, PredictiveKL
 from .program import EpochProgram, SoFar
 
 # %% ../nbs/35_learner.ipynb #eb054461
+class _Optimizer(OptimWrapper):
+    "Its hyperparameters are those that have a value: TensorBoard cannot write None."
+    @property
+    def hypers(self): return [{k: v for k, v in o.items() if v is not None} for o in super().hypers]
+
 def optimizer(
     name:str='SGD', # a class of torch.optim
     **hypers, # its arguments, e.g. momentum, nesterov, weight_decay; those it does not have are left out
@@ -39,7 +44,7 @@ def optimizer(
     if not is_optimizer or name in others:
         raise ValueError(f"name={name!r}: expected a class of torch.optim, e.g. 'SGD' or 'Adam'")
     known = inspect.signature(cls).parameters
-    return partial(OptimWrapper, opt=cls, **{k: v for k, v in hypers.items() if k in known})
+    return partial(_Optimizer, opt=cls, **{k: v for k, v in hypers.items() if k in known})
 
 # %% ../nbs/35_learner.ipynb #e13b4c4f
 class LossRecorder(Recorder):

@@ -86,7 +86,7 @@ def test_cka(models, data, wanted):
     assert np.allclose(stage_cka(student, teachers, data), wanted['cka'], atol=1e-5)
     matrix = cka_matrix(student, teachers[0], data)  # by batches: other batches, another estimate
     if not isinstance(data, (list, Named)): assert np.allclose(matrix, wanted['matrix'], atol=1e-4)
-    assert matrix.shape == wanted['matrix'].shape and matrix.notna().all(None)
+    assert matrix.shape == wanted['matrix'].shape and matrix.notna().all(axis=None)
 
 def test_landscape(models, data):
     student, teacher, other = models
@@ -96,7 +96,7 @@ def test_landscape(models, data):
     again = loss_line(student, *states, teacher, data, [0.], batchnorm='interpolate')
     columns = ['agreement', 'kl', 'nll']
     assert np.allclose(again.loc[0, columns].astype(float), report[columns], atol=1e-5)
-    assert line.notna().all(None)
+    assert line.notna().all(axis=None)
 
 def test_exploration(models, data, wanted):
     student, teacher, _ = models
@@ -149,7 +149,7 @@ def test_a_vision_transformer(vit):
     x, y = pixels()
     with torch.no_grad(): z_t, z_s = teacher(pixel_values=x).logits, student(pixel_values=x).logits
     assert report.loc['student', 'agreement'] == (z_t.argmax(1) == z_s.argmax(1)).float().mean().item()
-    assert cka_matrix(student, teacher, DataLoader(Named(), 8)).notna().all(None)
+    assert cka_matrix(student, teacher, DataLoader(Named(), 8)).notna().all(axis=None)
     learn = student_learner([DataLoader(Named(), 8)]*2, student, teacher, lr=.01)
     with learn.no_bar(), learn.no_logging(): learn.fit(2)
     after = fidelity_report(student, teacher, DataLoader(Named(), 8))

@@ -298,13 +298,13 @@ class Begin(Callback):
         self.start = time.perf_counter()
 
 class End(Callback):
-    "Notes when that training ends, then leaves the fit; the first callback to see it."
+    "Notes when that training ends, or that of a later epoch, then leaves the fit; the first to see it."
     order = -10**6
-    def __init__(self, begin): self.begin = begin
+    def __init__(self, begin, epoch=None): self.begin, self.which = begin, epoch or begin.which
     def after_train(self):
-        if self.epoch != self.begin.which: return
+        if self.epoch != self.which: return
         synchronize(self.begin.device)
-        self.seconds = time.perf_counter() - self.begin.start
+        self.end = time.perf_counter()
         raise CancelFitException()
 
 class NoEvaluation(Callback):
@@ -335,7 +335,7 @@ def watched_fit(args, learn, epochs=3, watched=1):
     end, rows = End(begin), learn.dls.train.n
     def run():
         with learn.added_cbs([begin, end]): learn.fit(epochs)
-        return rows / end.seconds
+        return rows / (end.end - begin.start)
     return run
 
 def ours(args, depth, m=1, precision='auto', long=False):

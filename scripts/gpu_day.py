@@ -305,28 +305,23 @@ def measure(depth, m, k, images, epochs, notebook=False, compile=False):
     "Images per second, memory and busy share from the second epoch on, when all that can be is recorded."
     began = time.perf_counter()
     import torch
-    from fastai.callback.core import Callback
+    from benchmark import Begin, End
     from gnosis_nb.together import run_together
-    starts, ends = [], []
-    def now():
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    class Begin(Callback):
-        order = 10**6  # the last to see an epoch begin
-        def before_train(self): starts.extend([now()] if self.epoch == 1 else [])
-    class End(Callback):
-        order = -10**6
-        def after_train(self): ends.extend([now()] if self.epoch == self.n_epoch - 1 else [])
+    device, watches = torch.device('cuda'), []
+    def watch():
+        begin = Begin(1, device)
+        watches.append(End(begin, epochs - 1))
+        return [begin, watches[-1]]
     torch.cuda.reset_peak_memory_stats()
-    made = learners(k, m, depth, images, notebook, lambda: [Begin(), End()], compile=compile)
+    made = learners(k, m, depth, images, notebook, watch, compile=compile)
     def fit(learn):
         with learn.no_logging(), learn.no_bar(): learn.fit(epochs)
     with BusyShare() as busy:
         if k == 1: fit(made[0])
-        else: run_together([partial(fit, o) for o in made], torch.device('cuda'))
-    seen = k * images * (epochs - 1)
+        else: run_together([partial(fit, o) for o in made], device)
+    seen, first = k * images * (epochs - 1), min(o.begin.start for o in watches)
     return dict(depth=depth, teachers=m, networks=k, notebook=notebook, images=images,
-        compiled=compile, rate=seen / (max(ends) - min(starts)), before=min(starts) - began,
+        compiled=compile, rate=seen / (max(o.end for o in watches) - first), before=first - began,
         allocated_gb=torch.cuda.max_memory_allocated() / 1e9,
         reserved_gb=torch.cuda.max_memory_reserved() / 1e9, busy=busy.value)
 

@@ -10,12 +10,14 @@ __all__ = ['CLASSIFIERS', 'build_classifier', 'build_gan', 'PreResNet', 'resnet'
 import inspect
 import torch
 from torch import nn
+from ..adapt import logits_of
 from .preresnet import PreResNet
 from .convnets import LeNet, ResNetCIFAR, VGG, resnet
 from .ensemble import ClassifierEnsemble                     # noqa: F401 (part of the package)
 from .lstm import LSTMClassifier
 from .sngan import SNGANGenerator, SNGANDiscriminator
 from .dcgan import DCGANGenerator, DCGANDiscriminator
+from .others import LIBRARIES, OwnInput, library_network, rescaling
 
 # %% ../../nbs/17_models.ipynb #44dee1de
 _all_ = ['PreResNet', 'resnet', 'ResNetCIFAR', 'VGG', 'LeNet', 'LSTMClassifier', 'ClassifierEnsemble',
@@ -32,8 +34,9 @@ def _choices(sizes): return ' or '.join(map(str, sizes))
 # %% ../../nbs/17_models.ipynb #46dd7504
 def _check_input(name, input_size, of_texts):
     "Raise ValueError for an unknown classifier, one of another kind of input, or a size it cannot take."
-    if name not in CLASSIFIERS: raise ValueError(f'name={name!r}: expected one of {list(CLASSIFIERS)}')
-    fitting = [other for other in CLASSIFIERS if (other in _OF_TEXTS) == of_texts]
+    names = [*CLASSIFIERS, *LIBRARIES]
+    if name not in names: raise ValueError(f'name={name!r}: expected one of {names}')
+    fitting = [other for other in names if (other in _OF_TEXTS) == of_texts]
     kind = 'texts' if of_texts else 'images'
     if name not in fitting:
         raise ValueError(f'name={name!r}: expected a classifier of {kind}, one of {fitting}')
@@ -62,26 +65,63 @@ def _seeded(build, seed):
         torch.default_generator.manual_seed(seed)
         return build()
 
+# %% ../../nbs/17_models.ipynb #6c86c023
+def _with_own_input(net, normalization, own_input, input_size):
+    "The network behind what turns the images at hand into its own, if they differ."
+    wanted = {**getattr(net, 'published', {}), **{k: v for k, v in (own_input or {}).items() if v is not None}}
+    if ('mean' in wanted) != ('std' in wanted):
+        raise ValueError(f"own_input={own_input}: expected mean and std, both or none")
+    size = wanted.get('size') if wanted.get('size') != input_size else None
+    if 'mean' not in wanted or not normalization:
+        return net if size is None else OwnInput(net, [1.], [0.], size)
+    own = rescaling(**normalization, mean=wanted['mean'], std=wanted['std'])
+    return OwnInput(net, **own, size=size)
+
+def _check_output(net, name, num_classes, in_channels, size):
+    "Raise ValueError for a network that cannot take the images, or does not give a logit for each class."
+    training = net.training
+    with torch.no_grad():
+        try: found = list(logits_of(net.eval()(torch.zeros(2, in_channels, size, size))).shape)
+        except (RuntimeError, TypeError, AssertionError) as e:
+            raise ValueError(f'name={name!r}: cannot classify images of {size} pixels ({e})') from e
+    net.train(training)
+    if found == [2, num_classes]: return net
+    raise ValueError(f'name={name!r}: expected logits of {num_classes} classes for 2 images, found {found}')
+
+def _library_classifier(name, num_classes, in_channels, input_size, seed, model=None, weights=None, options=None,
+                        normalization=None, own_input=None):
+    arguments = num_classes, in_channels, input_size, weights
+    net = _seeded(lambda: library_network(name, model, *arguments, **(options or {})), seed)
+    net = _with_own_input(net, normalization, own_input, input_size)
+    return _check_output(net, name, num_classes, in_channels, input_size)
+
 def build_classifier(
-    name:str, # a key of `CLASSIFIERS`: 'preresnet', 'resnet', … or, for texts, 'lstm'
+    name:str, # a key of `CLASSIFIERS`, or of `LIBRARIES`; for texts 'lstm'
     num_classes:int, # number of classes
     in_channels:int=3, # image channels
     input_size:int=32, # pixels on a side: VGG 16 or 32, LeNet 28, PreResNet at least 8, ResNet 32
     seed:int|None=None, # weights are drawn from this seed, on the CPU; None: from the global generator
+    normalization:dict|None=None, # of the images: `shift` and `scale`, [channels] each; None: not known
+    own_input:dict|None=None, # what the network wants: `mean`, `std` [channels], `size` in pixels
     **options, # options of the network, e.g. `depth`; None stands for its default; `num_words` for texts
 ) -> nn.Module: # gives logits `[batch, num_classes]`
-    """A freshly initialised classifier of images or texts.
+    """A freshly initialised classifier of images or texts, or a published one.
 
     Images are `[batch, in_channels, input_size, input_size]`, texts `[1 + time, batch]`. Raises
     `ValueError` for an unknown name or option, or an impossible size."""
     options = {k: v for k, v in options.items() if v is not None}
-    _check_input(name, input_size, 'num_words' in options)
-    parameters = inspect.signature(CLASSIFIERS[name]).parameters
     common = dict(num_classes=num_classes, in_channels=in_channels, input_size=input_size)
-    _check_options(name, options, [o for o in parameters if o not in common])
+    _check_input(name, (own_input or {}).get('size') or input_size, 'num_words' in options)
     _check_positive(**common)
+    if name in LIBRARIES:
+        _check_options(name, options, ['model', 'weights', 'options'])
+        return _library_classifier(name, **common, seed=seed, normalization=normalization,
+                                   own_input=own_input, **options)
+    parameters = inspect.signature(CLASSIFIERS[name]).parameters
+    _check_options(name, options, [o for o in parameters if o not in common])
     taken = {k: v for k, v in common.items() if k in parameters}
-    return _seeded(lambda: CLASSIFIERS[name](**taken, **options), seed)
+    net = _seeded(lambda: CLASSIFIERS[name](**taken, **options), seed)
+    return _with_own_input(net, normalization, own_input, input_size)
 
 # %% ../../nbs/17_models.ipynb #f411fd2e
 def _sngan(img_channels, size, z_dim=128, generator_k=256, discriminator_k=128):

@@ -145,20 +145,40 @@ def checkpoint_info(
         with safe_open(path, framework='pt') as f: return _facts(f)
 
 # %% ../nbs/40_checkpoint.ipynb #d290523e
+def _at_hand(path):
+    "A file on this machine. What has an address is fetched once, to the cache of torch.hub."
+    if '://' not in str(path): return Path(path)
+    name, digest = str(path).rsplit('/', 1)[1], hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    there = Path(torch.hub.get_dir())/'checkpoints'/'gnosis_nb'/digest/name
+    if there.exists(): return there
+    promised = re.search(r'-([0-9a-f]{8,})\.', name)  # the beginning of its SHA-256
+    there.parent.mkdir(parents=True, exist_ok=True)
+    try: torch.hub.download_url_to_file(str(path), str(there), promised and promised[1])
+    except (OSError, RuntimeError) as e: raise CheckpointError(f"{path}: could not be fetched ({e})") from e
+    return there
+
+def _misfit(name, found, own, kind):
+    "Why a tensor of a file is not one of the network's, in words; None if it is."
+    if name not in found: return f"has no {name!r}, which {kind} needs"
+    if name not in own: return f"has {name!r}, which {kind} does not"
+    have, want = list(found[name].shape), list(own[name].shape)
+    if have != want: return f"{name!r} has shape {have}, expected {want}"
+
 def load_weights(
     model:nn.Module, # filled in place
-    path:str|Path, # a checkpoint
+    path:str|Path, # a checkpoint, or the address of one
+    new_head:bool=False, # keep the network's own weights of a last layer with other classes
 )->dict: # the facts
     "Load a checkpoint into a network whose keys and shapes are the same; otherwise a `CheckpointError`."
-    state, info = load_checkpoint(path)
-    own, kind = model.state_dict(), type(model).__name__
+    state, info = load_checkpoint(_at_hand(path))
+    own = model.state_dict()
     # of before torch 0.4.1, or left out: how many batches a BatchNorm has seen
     state = {**{k: v for k, v in own.items() if k.endswith('.num_batches_tracked')}, **state}
+    last = [k for k in own if k in state][-2:] if new_head else []
+    for k in last:
+        if state[k].shape[1:] == own[k].shape[1:] and len(state[k]) != len(own[k]): state[k] = own[k]
     for k in [*own, *state]:
-        if k not in state: raise CheckpointError(f"{path}: has no {k!r}, which {kind} needs")
-        if k not in own: raise CheckpointError(f"{path}: has {k!r}, which {kind} does not")
-        found, want = list(state[k].shape), list(own[k].shape)
-        if found != want: raise CheckpointError(f"{path}: {k!r} has shape {found}, expected {want}")
+        if why := _misfit(k, state, own, type(model).__name__): raise CheckpointError(f"{path}: {why}")
     model.load_state_dict(state)
     return info
 

@@ -19,7 +19,7 @@ from .checkpoint import load_checkpoint
 from .cka import stage_cka
 from .distill import FidelityTable
 from .compute import peak_memory
-from .fitting import build_network, check_optimizers, fit, fit_all, learner_options, network_spec
+from .fitting import build_network, check_optimizers, fit, fit_all, kept_spec, learner_options
 from .generators import build_generator
 from .initialize import initialize_student, interpolate
 from .inputs import Inputs, distillation_rows, image_augmentation, load_inputs, student_batches
@@ -95,7 +95,7 @@ def prepare_student(
     def train():
         fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes)
         run.save(name, net, training=asdict(how), seed=cfg.seed, epochs=how.num_epochs,
-                 spec=network_spec(cfg, 'classifier', inputs))
+                 spec=kept_spec(net, cfg, 'classifier', inputs))
     return learn, train
 
 # %% ../nbs/57_experiment.ipynb #3932e9e5
@@ -106,6 +106,7 @@ def check_buildable(
     "Build everything once. Raises `ConfigError` for what is impossible."
     build_loss(cfg)
     student, teacher = (build_network(cfg, who, inputs, 0) for who in ('classifier', 'teacher'))
+    for weights in cfg.teacher.published[1:]: build_network(cfg, 'teacher', inputs, 0, weights)
     if cfg.teacher.ckpt_init.type:
         with blame('teacher.ckpt_init'): interpolate(student, teacher.state_dict(), 1.)
     inputs.teacher_batches(teacher_recipe(cfg).batch_size, 'cpu', 0)

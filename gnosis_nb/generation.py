@@ -23,12 +23,12 @@ from .data.split import split_dataset
 from .data.zoo import load_vision
 from .distill import FidelityTable
 from .experiment import Stages, conduct
-from .fitting import build_network, fit, network_spec
+from .fitting import build_network, fit, kept_spec
 from .gan import GANTable, SampleGrid, gan_dls, gan_learner
 from .generators import gan_networks, generator_facts
-from .inputs import check_part, dataset_statistics, evaluation_rows, image_augmentation, load_sets
+from gnosis_nb.inputs import (check_part, dataset_statistics, evaluation_rows, image_augmentation, load_sets,
+    shift_and_scale)
 from .learner import optimizer, teacher_learner
-from .models import build_classifier
 from .quality import JUDGES, SampleQuality, classifier_judge
 from .reproducible import derive_seed
 from .runs import Run
@@ -56,6 +56,9 @@ class _RealImages:
     def shape(self): # arguments of a classifier
         train = self.sets.train
         return dict(num_classes=train.num_classes, in_channels=train.shape[0], input_size=train.shape[1])
+
+    @property
+    def normalization(self): return shift_and_scale('unitcube', self.sets)
 
     @property
     def checksums(self): return [self.source.train.fingerprint()]
@@ -86,7 +89,7 @@ def _check(cfg):
     gan_networks(cfg, 3, seed=0)
 
 def _build(cfg, real):
-    with blame('classifier'): build_classifier(**network_spec(cfg, 'classifier', real))
+    build_network(cfg, 'classifier', real, seed=None)
 
 # %% ../nbs/58_generation.ipynb #bbba140a
 def _judge_facts(real):
@@ -125,7 +128,8 @@ def _train_judge(
     learn = teacher_learner(dls, net, metrics=[], cbs=table, precision=cfg.trainer.precision)
     fit(run, 'judge_0', learn, n_epoch, table, seed, 'images', cfg.trainer.state_minutes,
         rows='judge_train_metrics')
-    facts, spec = {**_judge_facts(real), 'size': sets.train.shape[1]}, network_spec(cfg, 'classifier', real)
+    facts = {**_judge_facts(real), 'size': sets.train.shape[1]}
+    spec = kept_spec(net, cfg, 'classifier', real)
     accuracy = table.rows[-1]['test_acc']
     path = run.save('judge_0', net, facts=facts, spec=spec, epochs=n_epoch, test_acc=accuracy)
     run.drop_state('judge_0')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['shrink', 'check_part', 'load_sets', 'Inputs', 'evaluation_rows', 'student_batches', 'distillation_rows',
-           'image_augmentation', 'ImageInputs', 'dataset_statistics', 'TextInputs', 'load_inputs']
+           'image_augmentation', 'shift_and_scale', 'ImageInputs', 'dataset_statistics', 'TextInputs', 'load_inputs']
 
 # %% ../nbs/52_inputs.ipynb #bf8b5636
 from collections.abc import Callable
@@ -207,6 +207,14 @@ def image_augmentation(
         return augmentation([*own, *more], options, settings.random_apply.p)
 
 # %% ../nbs/52_inputs.ipynb #cfb75053
+def shift_and_scale(
+    kind:str, # 'unitcube', 'zscore' or 'imagenet'
+    sets:ImageSets, # with statistics of the pixels
+)->dict: # `shift` and `scale`, [channels] each
+    "A normalisation as `build_classifier` is told of it."
+    pair = normalizer(kind, sets.statistics)
+    return {name: o.flatten().tolist() for name, o in zip(('shift', 'scale'), pair)}
+
 @dataclass
 class ImageInputs(Inputs):
     "Images of a run."
@@ -221,6 +229,9 @@ class ImageInputs(Inputs):
     def shape(self): # arguments of a network
         channels, size, _ = self.sets.train.shape
         return dict(num_classes=self.sets.train.num_classes, in_channels=channels, input_size=size)
+
+    @property
+    def normalization(self): return shift_and_scale(self.augmentation.normalization, self.sets)
 
     def batches(self,
         examples, # images

@@ -83,7 +83,15 @@ NOT_IN_IDENTITY = (                    # settings, and groups of settings, that 
 )
 
 # Settings that are younger than some runs, with the value that describes what was done before.
-_FORMER_VALUES = {'trainer.lr_scheduler.warmup_epochs': 0}
+_FORMER_VALUES = {
+    'trainer.lr_scheduler.warmup_epochs': 0,
+    'teacher.model': None,
+    'teacher.weights': None,
+    'teacher.fine_tune': False,
+    'teacher.own_input.mean': None,
+    'teacher.own_input.std': None,
+    'teacher.own_input.size': None,
+}
 
 def _counts(name, value):
     "Is this setting part of the identity?"

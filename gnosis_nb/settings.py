@@ -7,18 +7,18 @@ __all__ = ['NO_TRANSFORMS', 'Subsample', 'ShuffleTargets', 'Statistics', 'Shrink
            'DigitsSettings', 'MNISTSettings', 'EMNISTSettings', 'CIFAR100SVHNSettings', 'CIFAR102Settings',
            'ImageFolderSettings', 'ImageNetSettings', 'TextDataset', 'IMDBSettings', 'SentencesSettings', 'RandomApply',
            'AugmentationSettings', 'Classifier', 'PreResNetSettings', 'ResNetSettings', 'ResNetCIFARSettings',
-           'VGGSettings', 'LSTMSettings', 'Loss', 'HardLoss', 'ConvexLoss', 'DecoupledLoss', 'DISTLoss',
-           'StandardizedLoss', 'SNGANWidth', 'DensityModel', 'SNGANSettings', 'DCGANSettings', 'StudentStart',
-           'TeacherTrainer', 'Teacher', 'Optimizer', 'Schedule', 'TextTrainer', 'ImageTrainer', 'Loader',
-           'ImageLoading', 'TextLoading', 'TextDistillation', 'ImageDistillation', 'Logger', 'S3Logger', 'Settings',
-           'Recipe', 'student_recipe', 'teacher_recipe', 'Classification', 'TextClassification', 'ImageClassification',
-           'network_options', 'GANOptimizer', 'LinearDecay', 'GANTrainer', 'GANLoading', 'JudgeSettings',
-           'ImageGeneration', 'ConfigError', 'as_dict', 'blame']
+           'VGGSettings', 'LSTMSettings', 'OwnInputSettings', 'LibrarySettings', 'Loss', 'HardLoss', 'ConvexLoss',
+           'DecoupledLoss', 'DISTLoss', 'StandardizedLoss', 'SNGANWidth', 'DensityModel', 'SNGANSettings',
+           'DCGANSettings', 'StudentStart', 'TeacherTrainer', 'Teacher', 'Optimizer', 'Schedule', 'TextTrainer',
+           'ImageTrainer', 'Loader', 'ImageLoading', 'TextLoading', 'TextDistillation', 'ImageDistillation', 'Logger',
+           'S3Logger', 'Settings', 'Recipe', 'student_recipe', 'teacher_recipe', 'Classification', 'TextClassification',
+           'ImageClassification', 'network_options', 'GANOptimizer', 'LinearDecay', 'GANTrainer', 'GANLoading',
+           'JudgeSettings', 'ImageGeneration', 'ConfigError', 'as_dict', 'blame']
 
 # %% ../nbs/51_settings.ipynb #a821b126
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from .schema import (ConfigError, Count, Decay, Group, Natural, NotNegative, NumpySeed, Positive,
     Range, Seed, Share, Switch, as_dict, blame)                              # noqa: F401 (the last two for users)
@@ -218,6 +218,24 @@ class LSTMSettings(Classifier):
     depth:Count
     bidirectional:bool
 
+@dataclass(frozen=True)
+class OwnInputSettings(Group):
+    "Images as a network wants them; None: as its weights' description says, or else as the run has them."
+    mean:list[float] | None
+    std:list[float] | None
+    size:Count | None
+
+@dataclass(frozen=True)
+class LibrarySettings(Classifier):
+    "A network of another library."
+    name:Literal['timm', 'torchvision', 'transformers', 'hub']
+    model:str | None
+    weights:str | None
+    options:dict
+    own_input:OwnInputSettings
+
+_LIBRARIES = get_args(LibrarySettings.__annotations__['name'])
+
 # %% ../nbs/51_settings.ipynb #d44ddaf3
 @dataclass(frozen=True)
 class Loss(Group):
@@ -326,6 +344,11 @@ class Teacher(Group):
     "Members of the ensemble, and where they come from."
     name:str
     depth:Count | None
+    model:str | None
+    weights:str | list[str] | None
+    fine_tune:bool
+    options:dict
+    own_input:OwnInputSettings
     num_components:Count
     use_ckpts:bool
     any_recipe:bool
@@ -335,6 +358,11 @@ class Teacher(Group):
     ckpt_init:StudentStart
     independent:bool
     trainer:TeacherTrainer
+
+    @property
+    def published(self): # places of weights that are used as they are, one for each network
+        weights = [self.weights] if isinstance(self.weights, str) else self.weights
+        return [] if self.fine_tune or not weights else weights
 
 # %% ../nbs/51_settings.ipynb #6861a0d9
 @dataclass(frozen=True)
@@ -515,10 +543,26 @@ class Classification(Settings):
             key = 'ckpt_path' if t.ckpt_path else 'ckpt_dir'
             raise ConfigError(f"teacher.{key}={t.ckpt_path or t.ckpt_dir} with teacher.use_ckpts=False: "
                               "checkpoints are not to be used")
+        self._check_published()
         if t.independent and not self.trainer.distill_teacher:
             raise ConfigError("teacher.independent=True with trainer.distill_teacher=False: "
                               "there is no student to compare")
         if self.ckpt_store == 's3': self._check_bucket()
+
+    def _check_published(self):
+        t, places = self.teacher, self.teacher.published
+        if t.fine_tune and not isinstance(t.weights, str):
+            raise ConfigError(f"teacher.fine_tune=True with teacher.weights={t.weights}: "
+                              "expected the weights to begin with")
+        if t.weights and (t.ckpt_dir or t.ckpt_path):
+            raise ConfigError(f"teacher.weights={t.weights} with teacher.ckpt_path: give one of them")
+        needed = t.num_components*(2 if t.independent else 1)
+        if places and len(places) < needed:
+            what = f"teacher.num_components={t.num_components}" + ', teacher.independent=True'*t.independent
+            raise ConfigError(f"teacher.weights={t.weights} with {what}: expected a list of {needed}")
+        if places and t.ckpt_init.type == 'init':
+            raise ConfigError("teacher.ckpt_init.type=init with teacher.weights: published weights come "
+                              "without those that their training began with")
 
     def _check_bucket(self):
         if not self.s3_bucket: raise ConfigError("ckpt_store=s3: needs s3_bucket")
@@ -571,17 +615,31 @@ class ImageClassification(Classification):
                               "or images of distill_loader.extra")
 
 # %% ../nbs/51_settings.ipynb #3f5a32d7
+def _library_options(name, model, weights, options, own_input):
+    "What is set of a network of another library."
+    if not model: raise ValueError(f"model=null: expected the name of a model of {name}")
+    found = dict(name=name, model=model, weights=weights, options=options, own_input=_given(own_input))
+    return {k: v for k, v in found.items() if v}
+
+def _given(own_input): return {k: v for k, v in own_input.items() if v is not None}
+
+def _teacher_options(teacher, student):
+    own = dict(name=teacher.name)
+    if teacher.depth is not None: own['depth'] = teacher.depth
+    if teacher.name == student['name']: own = {**{k: v for k, v in student.items() if k != 'depth'}, **own}
+    wanted = _given(asdict(teacher.own_input))
+    return {**own, **{k: v for k, v in dict(weights=teacher.weights, own_input=wanted).items() if v}}
+
 def network_options(
     cfg:Classification, # settings
     who:str, # 'classifier' or 'teacher'
 ) -> dict: # name and options, as `build_classifier` wants them
-    "The network of the student or of its teachers."
-    student, teacher = asdict(cfg.classifier), getattr(cfg, 'teacher', None)
-    if who == 'classifier': return student
-    own = dict(name=teacher.name)
-    if teacher.depth is not None: own['depth'] = teacher.depth
-    if teacher.name != student['name']: return own
-    return {**{k: v for k, v in student.items() if k != 'depth'}, **own}
+    "The network of the student or of its teachers. Raises `ConfigError` for a library without a model."
+    chosen = asdict(getattr(cfg, who))
+    names = ('name', 'model', 'weights', 'options', 'own_input')
+    with blame(who):
+        if chosen['name'] in _LIBRARIES: return _library_options(**{k: chosen[k] for k in names})
+    return chosen if who == 'classifier' else _teacher_options(cfg.teacher, asdict(cfg.classifier))
 
 # %% ../nbs/51_settings.ipynb #f4a7b486
 @dataclass(frozen=True)

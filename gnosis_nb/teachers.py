@@ -18,9 +18,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .checkpoint import (CheckpointError, check_unchanged, checkpoint_info, find_matching,
-    load_weights, mismatch, relative_path, select_checkpoints, write_atomic)
+    load_network, load_weights, mismatch, relative_path, select_checkpoints, write_atomic)
 from .distill import FidelityTable
-from .fitting import build_network, fit, fit_all, learner_options, network_spec
+from .fitting import build_network, fit, fit_all, kept_spec, learner_options
 from .inputs import Inputs
 from .learner import teacher_learner
 from .models import ClassifierEnsemble
@@ -185,6 +185,7 @@ def _sentence(path, info):
 
 def _load(cfg, inputs, found, say):
     path, info = found
+    if cfg.teacher.published: return load_network(path), dict(info, path=str(path))
     net = build_network(cfg, 'teacher', inputs, seed=0)
     with blame('teacher.ckpt_path' if cfg.teacher.ckpt_path else 'teacher.ckpt_dir'): load_weights(net, path)
     say(_sentence(path, info))
@@ -199,6 +200,7 @@ def load_teachers(
     plan:list|None=None, # of a run that goes on, as it stands in its state
 )->list: # one or two lists of pairs, network and facts; empty ones if teachers have to be trained
     "The teachers that this trial finds ready, or those that a run has begun with."
+    if cfg.teacher.published and not plan: return [[] for _ in range(2 if cfg.teacher.independent else 1)]
     if plan: chosen = [[check_known(o, 'a teacher', cfg.data_dir) for o in group] for group in plan]
     else:
         found = find_teachers(cfg, inputs, say)[0]
@@ -294,7 +296,7 @@ def prepare_teacher(
     order = {'created': created} if created else {}
     def train():
         fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes)
-        run.save(name, net, facts=facts, spec=network_spec(cfg, 'teacher', inputs),
+        run.save(name, net, facts=facts, spec=kept_spec(net, cfg, 'teacher', inputs),
                  training=_training_facts(cfg), seed=seed, epochs=how.num_epochs,
                  test_acc=table.rows[-1].get('test_acc'), **order)
     return learn, train
@@ -348,6 +350,16 @@ def _train_for_itself(cfg, run, inputs, device):
         found = found + _fit_teachers(cfg, run, new, inputs, device)
     return choose_teachers(found, cfg.trial_id if t.use_ckpts else 0, t.num_components, t.independent)
 
+def _take_published(cfg, run, inputs, device):
+    "Keep published networks in the run's folder, and choose this run's."
+    found = []
+    for i, weights in enumerate(cfg.teacher.published):
+        net = build_network(cfg, 'teacher', inputs, seed=0, weights=weights)
+        path = run.save(f'teacher_{i}', net, spec=kept_spec(net, cfg, 'teacher', inputs), published=weights)
+        run.say(f"teacher: {cfg.teacher.model or cfg.teacher.name}, {weights}")
+        found.append((path, checkpoint_info(path)))
+    return choose_teachers(found, cfg.trial_id, cfg.teacher.num_components, cfg.teacher.independent)
+
 def complete_teachers(
     cfg:Classification, # settings
     run:Run, # an open one; which networks its teachers are goes to its state
@@ -358,6 +370,7 @@ def complete_teachers(
     "Train the teachers that `load_teachers` did not find."
     if not all(ready):
         train = _train_for_pool if _has_pool(cfg) else _train_for_itself
+        if cfg.teacher.published: train = _take_published
         chosen = train(cfg, run, inputs, device)
         def say(path): return _quietly if path.parent == run.path else run.say
         ready = [[_load(cfg, inputs, o, say(o[0])) for o in group] for group in chosen]

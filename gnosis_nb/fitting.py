@@ -56,7 +56,9 @@ def build_network(
     given = spec.pop('weights', None)
     weights = weights or (given[0] if isinstance(given, list) else given)
     of_library = weights and spec['name'] in LIBRARIES and not _is_file(weights)
-    if of_library: spec['weights'] = weights
+    if of_library:
+        spec['weights'] = weights
+        if 'num_words' in spec: spec['words'] = inputs.sets.words
     try:
         with blame(who):
             net = build_classifier(**spec, seed=seed)
@@ -81,7 +83,7 @@ def kept_spec(
     known = published(net)
     def some(*names): return {k: known[k] for k in names if k in known}
     own = {**some('mean', 'std', 'size'), **spec.get('own_input', {})}
-    return {**spec, **some('model', 'options'), **({'own_input': own} if own else {})}
+    return {**spec, **some('model', 'options', 'own_words'), **({'own_input': own} if own else {})}
 
 # %% ../nbs/53_fitting.ipynb #f2800a5b
 def learner_options(

@@ -305,6 +305,7 @@ class TextInputs(Inputs):
     loading:TextLoading
     distillation:TextDistillation
     mixing = {}
+    normalization = None
 
     @property
     def shape(self): # arguments of a network

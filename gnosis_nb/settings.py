@@ -231,7 +231,7 @@ class LibrarySettings(Classifier):
     name:Literal['timm', 'torchvision', 'transformers', 'hub']
     model:str | None
     weights:str | None
-    options:dict
+    options:dict | None
     own_input:OwnInputSettings
 
 _LIBRARIES = get_args(LibrarySettings.__annotations__['name'])
@@ -347,7 +347,7 @@ class Teacher(Group):
     model:str | None
     weights:str | list[str] | None
     fine_tune:bool
-    options:dict
+    options:dict | None
     own_input:OwnInputSettings
     num_components:Count
     use_ckpts:bool

@@ -18,7 +18,8 @@ from .ensemble import ClassifierEnsemble                     # noqa: F401 (part 
 from .lstm import LSTMClassifier
 from .sngan import SNGANGenerator, SNGANDiscriminator
 from .dcgan import DCGANGenerator, DCGANDiscriminator
-from .others import LIBRARIES, OwnInput, library_network, published, rescaling
+from gnosis_nb.models.others import (LIBRARIES, OwnInput, library_network, published, rescaling,
+    text_network)
 
 # %% ../../nbs/17_models.ipynb #44dee1de
 _all_ = ['PreResNet', 'resnet', 'ResNetCIFAR', 'VGG', 'LeNet', 'LSTMClassifier', 'ClassifierEnsemble',
@@ -29,7 +30,7 @@ CLASSIFIERS = dict(
     preresnet=PreResNet, resnet=resnet, resnet_cifar=ResNetCIFAR, vgg=VGG, lenet=LeNet, lstm=LSTMClassifier)
 _ONLY_SIZES = dict(vgg=(16, 32), lenet=(28,)) # pixels
 _MIN_SIZE = dict(preresnet=8, resnet=32, resnet_cifar=8)
-_OF_TEXTS = ['lstm']
+_OF_TEXTS = ['lstm', 'transformers']
 def _choices(sizes): return ' or '.join(map(str, sizes))
 
 # %% ../../nbs/17_models.ipynb #46dd7504
@@ -37,7 +38,7 @@ def _check_input(name, input_size, of_texts):
     "Raise ValueError for an unknown classifier, one of another kind of input, or a size it cannot take."
     names = [*CLASSIFIERS, *LIBRARIES]
     if name not in names: raise ValueError(f'name={name!r}: expected one of {names}')
-    fitting = [other for other in names if (other in _OF_TEXTS) == of_texts]
+    fitting = _OF_TEXTS if of_texts else [other for other in names if other != 'lstm']
     kind = 'texts' if of_texts else 'images'
     if name not in fitting:
         raise ValueError(f'name={name!r}: expected a classifier of {kind}, one of {fitting}')
@@ -66,7 +67,7 @@ def _seeded(build, seed):
         torch.default_generator.manual_seed(seed)
         return build()
 
-# %% ../../nbs/17_models.ipynb #9b16748c
+# %% ../../nbs/17_models.ipynb #9f7966b2
 def _with_own_input(net, normalization, own_input, input_size):
     "The network behind what turns the images at hand into its own, if they differ."
     wanted = {**published(net), **{k: v for k, v in (own_input or {}).items() if v is not None}}
@@ -120,6 +121,9 @@ def build_classifier(
     common = dict(num_classes=num_classes, in_channels=in_channels, input_size=input_size)
     _check_input(name, (own_input or {}).get('size') or input_size, 'num_words' in options)
     _check_positive(**common)
+    if 'num_words' in options and name in LIBRARIES:
+        asked = {'model': None, **options.pop('options', {}), **options}
+        return _seeded(lambda: text_network(num_classes=num_classes, **asked), seed)
     if name in LIBRARIES:
         _check_options(name, options, ['model', 'weights', 'options'])
         return _library_classifier(name, **common, seed=seed, normalization=normalization,

@@ -133,7 +133,7 @@ def _check_trackers(logger):
 def _trackers(cfg, say, folder):
     "The trackers of `logger` that hear of the run in this folder."
     log, root = cfg.logger, Path(cfg.data_dir)
-    name, found = folder.relative_to(root).as_posix(), []
+    name, found = '/'.join(folder.parts[-2:]), []                            # <job>/<time>
     if log.wandb: found.append(WandBTracker(name, log.project, root, log.entity, log.mode))
     if log.mlflow: found.append(MLflowTracker(name, log.project, root, log.tracking_uri))
     if log.trackio: found.append(TrackioTracker(name, log.project))

@@ -65,13 +65,13 @@ class WandBTracker:
                               settings=wandb.Settings(silent=True, console='off'))
         self.run.define_metric('epoch')
         self.run.define_metric('*', step_metric='epoch')
-        return self.run.url or f'wandb sync {Path(self.run.dir).parent}'
+        return f'wandb sync {Path(self.run.dir).parent}' if self.run.offline else self.run.url
 
     def log(self, table, row): self.run.log({'epoch': row['epoch'], **chart_names(table, row)})
 
     def summarize(self, numbers): self.run.summary.update(numbers)
 
-    def send(self, path): self.run.log({path.stem: shown(self.api, path)})
+    def send(self, path): self.run.log(shown(self.api, path))
 
     def end(self, state):
         self.run.summary['state'] = state
@@ -80,10 +80,10 @@ class WandBTracker:
 def shown(
     api, # the module `wandb` or `trackio`
     path:Path, # of a picture or of a table
-):
-    "A file as an object that W&B or Trackio shows."
-    if path.suffix == '.png': return api.Image(str(path))
-    return api.Table(dataframe=pd.read_csv(path))
+)->dict: # its name, and an object that they show
+    "A file for W&B or Trackio."
+    if path.suffix == '.png': return {f'pictures/{path.stem}': api.Image(str(path))}
+    return {f'tables/{path.stem}': api.Table(dataframe=pd.read_csv(path))}
 
 # %% ../nbs/45_trackers.ipynb #0606be1a
 class MLflowTracker:
@@ -151,7 +151,8 @@ class TrackioTracker:
     def start(self, config, started): # -> how to look
         import trackio
         self.api = trackio
-        self.run = trackio.init(project=self.project, name=self.name, config=flatten(config), resume='allow',
+        name = f'{self.name} {tracked_id(self.name, started)[:6]}'           # Trackio has no other identity
+        self.run = trackio.init(project=self.project, name=name, config=flatten(config), resume='allow',
                                 embed=False)
         return f'trackio show --project {self.project}'
 
@@ -159,7 +160,7 @@ class TrackioTracker:
 
     def summarize(self, numbers): self.run.log(numbers)
 
-    def send(self, path): self.run.log({path.stem: shown(self.api, path)})
+    def send(self, path): self.run.log(shown(self.api, path))
 
     def end(self, state):
         self.run.log({'state': state})

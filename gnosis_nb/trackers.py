@@ -56,7 +56,7 @@ class WandBTracker:
         self.name, self.project, self.folder = name, project, Path(folder)
         self.entity, self.mode = entity, mode
 
-    def start(self, config, started): # -> where to look
+    def start(self, config, started):
         import wandb
         self.api = wandb
         self.run = wandb.init(project=self.project, entity=self.entity, mode=self.mode, name=self.name,
@@ -101,7 +101,7 @@ class MLflowTracker:
         self.tracking_uri = given or f'sqlite:///{folder}/mlflow.db'
         self.artifacts = None if given else (folder/'mlartifacts').as_uri()
 
-    def start(self, config, started): # -> how to look
+    def start(self, config, started):
         from mlflow import MlflowClient, entities
         self.entities, self.client = entities, MlflowClient(self.tracking_uri)
         tag, experiment = tracked_id(self.name, started), self._experiment()
@@ -148,7 +148,7 @@ class TrackioTracker:
         project:str, # that it belongs to
     ): self.name, self.project = name, project
 
-    def start(self, config, started): # -> how to look
+    def start(self, config, started):
         import trackio
         self.api = trackio
         name = f'{self.name} {tracked_id(self.name, started)[:6]}'           # Trackio has no other identity
@@ -192,7 +192,8 @@ class Tracking:
         "Tell how the run ended, and wait until the tracker knows all."
         self.tell('end', state)
         self._thread.join(self.wait)
-        if self._thread.is_alive(): self.say(f"{self.tracker.title}: not done after {self.wait:g} s; not waiting longer")
+        if self._thread.is_alive():
+            self.say(f"{self.tracker.title}: not done after {self.wait:g} s; not waiting longer")
 
     def _work(self):
         what = None
@@ -202,8 +203,8 @@ class Tracking:
 
     def _call(self, what, args):
         try:
-            where = getattr(self.tracker, what)(*args)
-            if what == 'start': self.say(f'{self.tracker.title}: {where}')
+            where = getattr(self.tracker, what)(*args)                       # only `start` returns something
+            if where: self.say(f'{self.tracker.title}: {where}')
         except Exception as e:
             self._failed = what == 'start'
             goes_on = 'the run goes on without it' if self._failed else 'the run goes on'

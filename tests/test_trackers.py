@@ -1,4 +1,4 @@
-"Runs told to Weights & Biases, MLflow and Trackio: mocks of the clients, and the clients where they are installed."
+"Runs told to W&B, MLflow and Trackio: to mocks of the clients, and to the clients where they are installed."
 import json
 import sqlite3
 import struct
@@ -73,7 +73,8 @@ def clients(monkeypatch):
 def logged(mock): return [o.args[0] for o in mock.log.call_args_list]
 
 def test_wandb_is_told_of_a_whole_run(clients, tmp_path):
-    r, lines = images(tmp_path, 'logger=wandb', 'logger.mode=offline', 'logger.entity=us', 'trainer.num_epochs=2')
+    choice = 'logger=wandb', 'logger.mode=offline', 'logger.entity=us'
+    r, _ = images(tmp_path, *choice, 'trainer.num_epochs=2')
     asked, tracked = clients['wandb'].init.call_args.kwargs, clients['wandb'].init.return_value
     wanted = dict(project='gnosis_nb', entity='us', mode='offline', reinit='create_new', resume='allow')
     assert {k: asked[k] for k in wanted} == wanted and asked['name'] == '/'.join(r.path.parts[-2:])
@@ -163,7 +164,7 @@ def test_a_tracker_that_fails_later(clients, tmp_path):
 
 def test_a_tracker_that_hangs_is_not_waited_for(tmp_path):
     said, released = [], threading.Event()
-    tracker = MagicMock(title='slow', log=lambda table, row: released.wait())
+    tracker = MagicMock(title='slow', log=lambda table, row: released.wait(), start=lambda *args: 'here')
     with Run(tmp_path/'run', {}, trackers=lambda folder: [Tracking(tracker, said.append, wait=0)]) as run:
         run.log('student', dict(train_loss=.5, epoch=1))
     released.set()
@@ -238,7 +239,8 @@ def test_mlflow_finds_a_run_again(tmp_path, monkeypatch):
         tracker.start(dict(seed=0, n=n), STARTED)
         tracker.log('student', dict(train_loss=.5, epoch=n + 1))
         tracker.end({ArithmeticError: 'failed', KeyboardInterrupt: 'interrupted', None: 'done'}[error])
-        found, = tracker.client.search_runs([tracker._experiment()])
+        experiment = tracker.client.get_experiment_by_name('p').experiment_id
+        found, = tracker.client.search_runs([experiment])
         assert found.info.status == ['FAILED', 'KILLED', 'FINISHED'][n] and found.data.params['n'] == '0'
     client = mlflow.MlflowClient(tracker.tracking_uri)
     assert [o.step for o in client.get_metric_history(tracker.id, 'student/train_loss')] == [1, 2, 3]

@@ -115,7 +115,8 @@ class MLflowTracker:
             params = [entities.Param(k, str(v)) for k, v in flatten(config).items()]
             for i in range(0, len(params), 100):                             # MLflow takes 100 at once
                 self.client.log_batch(self.id, params=params[i:i + 100])
-        return f'mlflow ui --backend-store-uri {self.tracking_uri}'
+        if self.artifacts: return f'mlflow ui --backend-store-uri {self.tracking_uri}'
+        return f'experiment {self.project}'                                  # a given URI may hold a password
 
     def _experiment(self):
         "The number of the experiment, which is made if it is missing."

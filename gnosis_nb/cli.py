@@ -191,6 +191,7 @@ def help_page(
     with _composing(command):
         cfg = hydra.compose(command, list(overrides), return_hydra_config=True)
         choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith('hydra/')}
+        choices.setdefault('logger')                                         # Hydra lists no list of choices
         own = OmegaConf.masked_copy(cfg, [k for k in cfg if k != 'hydra'])
         values = OmegaConf.to_container(own, resolve=False)
     usage = f"gnosis-{command.replace('_', '-')} [-m] [key=value …] [group=option …] [+experiment=preset]"

@@ -36,6 +36,7 @@ from .settings import (Classification, ConfigError, ImageClassification, Setting
     TextClassification, as_dict, blame, student_recipe, teacher_recipe)
 from .stores import StoreUnreachable
 from .teachers import complete_teachers, load_teachers, open_bucket
+from .trackers import MLflowTracker, TrackioTracker, Tracking, WandBTracker, is_installed
 
 # %% ../nbs/57_experiment.ipynb #6e0dfbe8
 def first_weights(
@@ -117,13 +118,27 @@ def check_buildable(
 # %% ../nbs/57_experiment.ipynb #9ea602f1
 def _mirror(cfg, say):
     "What copies a run's folder to the bucket of `logger=s3`, for `claim_run`; None without one."
-    if cfg.logger.name == 'local': return None
+    if not cfg.logger.s3: return None
     store, root = open_bucket(cfg, cfg.logger.bucket_name, cfg.logger.prefix), Path(cfg.data_dir)
     try:
         next(iter(store.list()), None)                                       # a missing bucket shows now
         send_unsent(root, store, 60, say)
     except StoreUnreachable as e: say(f"{e}; files are sent when it answers")
     return lambda folder: Mirror(folder, store, folder.relative_to(root).as_posix(), say=say)
+
+def _check_trackers(logger):
+    for package in ('wandb', 'mlflow', 'trackio'):
+        if getattr(logger, package) and not is_installed(package):
+            raise ConfigError(f"logger={package}: there is no package {package} here; pip install {package}")
+
+def _trackers(cfg, say, folder):
+    "The trackers of `logger` that hear of the run in this folder."
+    log, root = cfg.logger, Path(cfg.data_dir)
+    name, found = '/'.join(folder.parts[-2:]), []                            # <job>/<time>
+    if log.wandb: found.append(WandBTracker(name, log.project, root, log.entity, log.mode))
+    if log.mlflow: found.append(MLflowTracker(name, log.project, root, log.tracking_uri))
+    if log.trackio: found.append(TrackioTracker(name, log.project))
+    return [Tracking(o, say) for o in found]
 
 def claim(
     cfg:Settings, # of any command
@@ -133,7 +148,8 @@ def claim(
     "The run of these settings, as a context manager. See `claim_run`."
     root = Path(cfg.data_dir)
     folder = root/cfg.exp_name/(cfg.job_name or random_name(cfg.trial_id))
-    return claim_run(root, folder, as_dict(cfg), data, cfg.resume, cfg.force, _mirror(cfg, say), say)
+    return claim_run(root, folder, as_dict(cfg), data, cfg.resume, cfg.force, _mirror(cfg, say), say,
+                     partial(_trackers, cfg, say))
 
 # %% ../nbs/57_experiment.ipynb #b96a8e31
 @dataclass
@@ -163,6 +179,7 @@ def conduct(
     try: device = pick_device(cfg.device)
     except ValueError as e: raise ConfigError(str(e)) from e                 # it names `device` itself
     cfg = replace(cfg, device=str(device))
+    _check_trackers(cfg.logger)
     stages.check(cfg)
     set_seed(cfg.seed)
     inputs = stages.load(cfg)

@@ -139,15 +139,17 @@ class Run:
         mirror:Callable|None=None, # called with the folder; returns a `Mirror` that copies files elsewhere
         forced:bool=False, # was it started although there may be one like it?
         say:Callable=print, # where sentences for the user go
+        trackers:Callable|None=None, # called with the folder; returns a list of `Tracking`
     ):
         self.path, self.config = Path(path), config
         self.data, self.new = data, new
         self.mirror, self.forced = mirror, forced
-        self.say = say
+        self.say, self.trackers = say, trackers
         self.tables = {}                                                     # name → list of rows
         self.state = {} if new else _read(self.path/'state.json', json.loads)
         self.finished = False  # is there nothing left to do?
         self._writer = self._mirror = None
+        self._trackers = []
 
     def write(self,
         name:str, # of a file in the run's folder
@@ -156,6 +158,8 @@ class Run:
         "Write a file of the run."
         path = write_atomic(self.path/name, write)
         if self._mirror: self._mirror.send(path)
+        is_shown = path.suffix in ('.png', '.csv') and path.stem not in self.tables
+        if is_shown: self._tell('send', path)
         return path
 
     def write_text(self,
@@ -186,7 +190,12 @@ class Run:
         config = dict(self.config, job_name=self.path.parent.name)  # also if the name was drawn
         self.write_text('config.yaml', yaml.safe_dump(config, sort_keys=False))
         self.set_state('running')
+        if self.trackers: self._trackers = self.trackers(self.path)
+        self._tell('start', config, self.state['started'])
         return self
+
+    def _tell(self, what, *args):
+        for o in self._trackers: o.tell(what, *args)
 
     def _first_state(self):
         "Facts about this start of the run, after those that an earlier start has left."
@@ -209,7 +218,9 @@ class Run:
         if self._writer: self._writer.close()
         try: self._record_end(kind, error)
         finally:
-            try: self._send_last()
+            try:
+                for o in self._trackers: o.close(self.state['state'])
+                self._send_last()
             finally: self._lock.release()
         return False
 
@@ -261,7 +272,7 @@ def log(
     table:str, # name of the table
     row:dict, # numbers, among them `epoch`
 ):
-    "Append a row to `<table>.csv`, and its numbers to TensorBoard at step `row['epoch']`."
+    "Append a row to `<table>.csv`, and its numbers to TensorBoard and trackers at step `row['epoch']`."
     rows = self.tables.setdefault(table, [])
     rows.append(row)
     df = pd.DataFrame(rows)
@@ -270,6 +281,7 @@ def log(
     if self._writer is None: self._writer = SummaryWriter(self.path/'tensorboard')
     for k, v in row.items():
         if k != 'epoch': self._writer.add_scalar(f'{table}/{k}', v, row['epoch'])
+    self._tell('log', table, row)
 
 @patch
 def save(
@@ -291,6 +303,7 @@ def summarize(
 ):
     "Write the results to `summary.json`."
     self.write_text('summary.json', json.dumps(numbers, indent=1))
+    self._tell('summarize', numbers)
 
 # %% ../nbs/43_runs.ipynb #d972dabe
 @patch
@@ -338,6 +351,7 @@ def claim_run(
     force:bool=False, # start it whatever is done; then only a run that was forced goes on
     mirror:Callable|None=None, # as in `Run`
     say:Callable=print, # where sentences for the user go
+    trackers:Callable|None=None, # as in `Run`
 ):
     "The run of these settings, to be opened with `with` unless it is `finished`. Raises `RunLocked`."
     with ExitStack() as stack:
@@ -350,7 +364,7 @@ def claim_run(
         if force: done = []
         if not resume: stopped = []
         ours = [*done, *stopped][:1]
-        run = Run(*(ours or [folder]), config, data, new=not ours, mirror=mirror, forced=force, say=say)
+        run = Run(*(ours or [folder]), config, data, not ours, mirror, force, say, trackers)
         if ours: run._take_up()
         if done: run._finish_again()
         yield run

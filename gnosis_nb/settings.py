@@ -11,7 +11,7 @@ __all__ = ['NO_TRANSFORMS', 'Subsample', 'ShuffleTargets', 'Statistics', 'Shrink
            'DecoupledLoss', 'DISTLoss', 'StandardizedLoss', 'SNGANWidth', 'DensityModel', 'SNGANSettings',
            'DCGANSettings', 'StudentStart', 'TeacherTrainer', 'Teacher', 'Optimizer', 'Schedule', 'TextTrainer',
            'ImageTrainer', 'Loader', 'ImageLoading', 'TextLoading', 'TextDistillation', 'ImageDistillation', 'Logger',
-           'S3Logger', 'Settings', 'Recipe', 'student_recipe', 'teacher_recipe', 'Classification', 'TextClassification',
+           'Settings', 'Recipe', 'student_recipe', 'teacher_recipe', 'Classification', 'TextClassification',
            'ImageClassification', 'network_options', 'GANOptimizer', 'LinearDecay', 'GANTrainer', 'GANLoading',
            'JudgeSettings', 'ImageGeneration', 'ConfigError', 'as_dict', 'blame']
 
@@ -446,15 +446,24 @@ class ImageDistillation(TextDistillation):
 # %% ../nbs/51_settings.ipynb #4b55bffd
 @dataclass(frozen=True)
 class Logger(Group):
-    "A run's folder stays on this machine."
-    name:Literal['local']
-
-@dataclass(frozen=True)
-class S3Logger(Logger):
-    "A run's folder is copied to a bucket."
-    name:Literal['s3']
+    "What else hears of a run, beside its folder on this machine."
+    s3:bool
     bucket_name:str | None
     prefix:str
+    wandb:bool
+    mlflow:bool
+    trackio:bool
+    project:str
+    entity:str | None
+    mode:Literal['online', 'offline'] | None
+    tracking_uri:str | None
+
+    def __post_init__(self):
+        super().__post_init__()
+        owners = dict(bucket_name='s3', prefix='s3', entity='wandb', mode='wandb', tracking_uri='mlflow')
+        for key, owner in owners.items():
+            value = getattr(self, key)
+            if value and not getattr(self, owner): raise ConfigError(f"{key}={value}: needs logger={owner}")
 
 @dataclass(frozen=True)
 class Settings(Group):
@@ -473,7 +482,7 @@ class Settings(Group):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.logger.name == 's3' and not self.logger.bucket_name:
+        if self.logger.s3 and not self.logger.bucket_name:
             raise ConfigError("logger=s3: needs logger.bucket_name")
         self.check()
 

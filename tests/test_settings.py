@@ -41,7 +41,7 @@ DEFAULTS = {
         'dataset.shuffle_train_targets.enabled': False, 'classifier.name': 'preresnet',
         'classifier.depth': 20, 'classifier.skip_connections': True, 'density_model.name': 'sngan',
         'density_model.z_dim': 128, 'density_model.generator.k': 256, 'density_model.discriminator.k': 128,
-        'loss.name': 'ts_fwd_cross_ent', 'loss.alpha': 0., 'logger.name': 'local',
+        'loss.name': 'ts_fwd_cross_ent', 'loss.alpha': 0., 'logger.s3': False,
         'augmentation.transforms_list': ['crop', 'horizontal_flip'],
         'augmentation.normalization': 'unitcube', 'teacher.name': 'preresnet', 'teacher.depth': 20,
         'teacher.num_components': 1, 'teacher.use_ckpts': True, 'teacher.ckpt_init.type': None,
@@ -93,7 +93,7 @@ def test_commands_compose_as_written(command, line, wanted, more):
     jobs = [cfg for _, cfg in compose_sweep(f'{line} {more}'.split(), command)]
     trials = [0, 1, 2] if 'trial_id' in line else [0]
     assert [(o.trial_id, o.seed) for o in jobs] == [(t, t) for t in trials]
-    wanted = {**DEFAULTS[command], **wanted, 'logger.name': 's3' if more else 'local'}
+    wanted = {**DEFAULTS[command], **wanted, 'logger.s3': bool(more)}
     for t, cfg in zip(trials, jobs):
         assert values(cfg, wanted) == {**wanted, **{k: t for k in ('trial_id', 'seed') if k in wanted}}
 
@@ -165,7 +165,7 @@ def test_self_follows_directly_what_a_file_extends(path):
     where = listed.index('_self_')
     extended, chosen = listed[:where], listed[where + 1:]
     # groups whose values the file itself changes
-    starting_points = ('augmentation', 'logger', '/optimizer', '/capacity')
+    starting_points = ('augmentation', '/optimizer', '/capacity')
     assert all(isinstance(o, str) or set(o) <= set(starting_points) for o in extended)
     assert all(isinstance(o, dict) for o in chosen)  # groups and what is chosen in place of others
 

@@ -61,7 +61,7 @@ def test_only_runs_that_are_done_count(state):
 
 @pytest.mark.parametrize('name, values', [
     ('force', [False, True]), ('job_name', ['a', 'b']), ('dataloader.num_workers', [0, 4]),
-    ('logger.name', ['local', 's3'])])
+    ('logger.wandb', [False, True])])
 def test_what_changes_no_result_makes_no_setting(name, values):
     assert name in NOT_IN_IDENTITY or name.split('.')[0] in NOT_IN_IDENTITY
     first, second = ({name: v} for v in values)

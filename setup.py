@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 parser = ConfigParser(delimiters=["="])
 parser.read_string(Path("settings.ini").read_text(encoding="utf-8"))
 cfg = parser["DEFAULT"]
-EXTRAS = ("dev", "lab", "torchtext", "joblib", "submitit", "ray")
+EXTRAS = ("dev", "lab", "torchtext", "joblib", "submitit", "ray", "hub")
 
 setup(
     name=cfg["lib_name"],

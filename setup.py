@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 parser = ConfigParser(delimiters=["="])
 parser.read_string(Path("settings.ini").read_text(encoding="utf-8"))
 cfg = parser["DEFAULT"]
-EXTRAS = ("dev", "lab", "torchtext", "trackers", "joblib", "submitit", "ray")
+EXTRAS = ("dev", "lab", "torchtext", "networks", "trackers", "hub", "joblib", "submitit", "ray")
 
 setup(
     name=cfg["lib_name"],

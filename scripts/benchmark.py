@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -23,7 +24,12 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
-from fastai.callback.progress import ProgressCallback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import CutMix, MixUp
+from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
+from fastai.callback.tensorboard import TensorBoardCallback
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
+from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.learner import Recorder
 from PIL import Image
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
@@ -674,6 +680,83 @@ def overhead(args, facts):
     yield contest(args, "CPU time of a batch that does not compute", makers, 'µs')
 
 
+# fastai's callbacks
+
+def fastai_callbacks(args, folder):
+    "Name -> function that makes callbacks of fastai."
+    board = dict(log_dir=folder, trace_model=False, log_preds=False)
+    found = {
+        'alone': Callback,  # does nothing
+        'GradientClip': lambda: GradientClip(1.),
+        'GradientAccumulation, 2 batches': lambda: GradientAccumulation(2*args.batch),
+        'MixUp': MixUp,
+        'CutMix': CutMix,
+        'one cycle (ParamScheduler)': Callback,
+        'TensorBoardCallback': lambda: TensorBoardCallback(**board),
+        'CSVLogger': CSVLogger,
+        'ShowGraphCallback': ShowGraphCallback,
+        'SaveModelCallback, every epoch': lambda: SaveModelCallback(every_epoch=True),
+        'EarlyStoppingCallback': lambda: EarlyStoppingCallback(patience=10**6),
+        'ReduceLROnPlateau': ReduceLROnPlateau}
+    if args.device.type == 'cuda': found['MixedPrecision'] = MixedPrecision  # elsewhere it does nothing
+    return {**found, 'alone, again': Callback}  # how sure is a ratio?
+
+def work_time(device):
+    "Seconds that this process has worked: on a CPU whatever else the machine does."
+    synchronize(device)
+    return time.perf_counter() if device.type == 'cuda' else time.process_time()
+
+class First(Callback):
+    "Notes when an epoch begins, and when its training ends; the first callback to see it."
+    order = -10**6
+    def before_epoch(self): self.began = work_time(self.dls.device)
+    def after_train(self): self.trained = work_time(self.dls.device)
+
+class Last(Callback):
+    "Notes when an epoch's training begins, who makes its steps, and when the epoch ends; the last to see it."
+    order = 10**6
+    def before_train(self):
+        whole, own = self.learn.epoch_program.active, self.learn.step_engine.own
+        self.steps = 'whole epochs' if whole else 'batch by batch' if own else "fastai's"
+        self.began = work_time(self.dls.device)
+    def after_epoch(self): self.ended = work_time(self.dls.device)
+
+def callback_round(args, depth, name, make, folder):
+    "A round: seconds of training and of all of the second epoch of a fit, and who makes its steps."
+    student, teachers = networks(args, depth)
+    first, last = First(), Last()
+    dls = loaders(args, cifar(args, args.batches * args.batch)[0])
+    learn = student_learner(dls, student, teachers, path=folder, cbs=[make(), first, last])
+    fit = partial(learn.fit_one_cycle, 2, .05) if name.startswith('one cycle') else partial(learn.fit, 2)
+    def run():
+        with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere): fit()
+        return first.trained - last.began, last.ended - first.began, last.steps
+    return run
+
+def callbacks(args, facts):
+    "A student's training, and its epochs with their evaluation, under fastai's callbacks: the best rounds."
+    n = args.batches * args.batch
+    for depth in args.depth:
+        title = f'PreResNet-{depth}, one teacher, an epoch of {args.batches} batches of {args.batch}'
+        with tempfile.TemporaryDirectory() as folder:
+            rounds = {name: callback_round(args, depth, name, make, folder)
+                for name, make in fastai_callbacks(args, folder).items()}
+            for o in rounds.values(): o()
+            turns = [list(rounds), list(rounds)[::-1]]  # what drifts is nobody's advantage
+            results = [{name: rounds[name]() for name in turns[i % 2]} for i in range(args.rounds)]
+        def best(name, part): return min(o[name][part] for o in results)  # others only slow it down
+        print(f"\n{title}\n{'':32}  {'images/s':>10}  {'speed':>7}  {'of the epoch':>12}  steps")
+        rows = {}
+        for name in rounds:
+            rates, steps = [n / o[name][0] for o in results], results[0][name][2]
+            speed, epoch = (best('alone', part) / best(name, part) for part in (0, 1))
+            rows[name] = dict(
+                median=statistics.median(rates), min=min(rates), max=max(rates), speed=speed, epoch=epoch,
+                steps=steps, rounds=[o[name][:2] for o in results])
+            print(f"{name:32}  {max(rates):10,.0f}  {speed:6.2f}x  {epoch:11.2f}x  {steps}")
+        yield dict(title=title, unit='images/s', contenders=rows, ratios={})
+
+
 JOB = """
 import json, sys, time
 begin = time.perf_counter()
@@ -717,7 +800,7 @@ def job(args, facts):
     yield dict(title=job.__doc__, unit='s', contenders=rows, ratios={})
 
 
-WHAT = {o.__name__: o for o in (loader, step, epoch, ensemble, cka, together, text, overhead, job)}
+WHAT = {o.__name__: o for o in (loader, step, epoch, ensemble, cka, together, text, overhead, callbacks, job)}
 
 def positive(text):
     n = int(text)

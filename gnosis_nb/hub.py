@@ -60,15 +60,17 @@ def find_networks(
 # %% ../nbs/80_hub.ipynb #41b97e1c
 def _describe(options):
     "A network in words."
-    depth = options.get('depth')
-    return f"{options['name']} of depth {depth}" if depth else options['name']
+    if options.get('model'): return f"{options['model']} of {options['name']}"
+    return f"{options['name']} of depth {options['depth']}" if options.get('depth') else options['name']
 
 def _summary(config, spec, name):
     "What a network is, in a sentence."
     m, data = config['teacher']['num_components'], config['dataset']['name']
     ensemble = 'one network' if m == 1 else f'an ensemble of {m} networks'
     teacher = f"{ensemble} ({_describe(config['teacher'])})"
-    if name == 'teacher': return f"The teacher of a distillation: {teacher}, trained on {data}."
+    given = config['teacher'].get('weights')
+    origin = f'with the weights {given}' if given else f'trained on {data}'
+    if name == 'teacher': return f"The teacher of a distillation: {teacher}, {origin}."
     own = '' if name == 'student' else ' of its own'
     return f"A student ({_describe(spec)}) that was distilled from {teacher}{own}, on {data}."
 

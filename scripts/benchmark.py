@@ -734,7 +734,7 @@ def callback_round(args, depth, name, make, folder):
     return run
 
 def callback_table(title, rounds, n):
-    "Print and return the table of rounds of `n` images, name -> (seconds, seconds of the epoch, who steps)."
+    "Print and return the table of rounds of `n` images: (seconds, seconds of the epoch, who steps)."
     alone = list(zip(rounds['alone'], rounds['alone, again']))
     def speed(name, part):
         return statistics.median((a[part] + b[part]) / 2 / o[part] for (a, b), o in zip(alone, rounds[name]))
@@ -745,7 +745,8 @@ def callback_table(title, rounds, n):
         row = rows[name] = dict(
             median=statistics.median(rates), min=min(rates), max=max(rates), speed=speed(name, 0),
             epoch=speed(name, 1), steps=mine[0][2], rounds=mine)
-        print(f"{name:32}  {row['median']:10,.0f}  {row['speed']:6.2f}x  {row['epoch']:11.2f}x  {row['steps']}")
+        shown = f"{row['median']:10,.0f}  {row['speed']:6.2f}x  {row['epoch']:11.2f}x  {row['steps']}"
+        print(f'{name:32}  {shown}')
     return dict(title=title, unit='images/s', contenders=rows, ratios={})
 
 def callbacks(args, facts):

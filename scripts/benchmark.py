@@ -733,28 +733,34 @@ def callback_round(args, depth, name, make, folder):
         return first.trained - last.began, last.ended - first.began, last.steps
     return run
 
+def callback_table(title, rounds, n):
+    "Print and return the table of rounds of `n` images: (seconds, seconds of the epoch, who steps)."
+    alone = list(zip(rounds['alone'], rounds['alone, again']))
+    def speed(name, part):
+        return statistics.median((a[part] + b[part]) / 2 / o[part] for (a, b), o in zip(alone, rounds[name]))
+    print(f"\n{title}\n{'':32}  {'images/s':>10}  {'speed':>7}  {'of the epoch':>12}  steps")
+    rows = {}
+    for name, mine in rounds.items():
+        rates = [n / o[0] for o in mine]
+        row = rows[name] = dict(
+            median=statistics.median(rates), min=min(rates), max=max(rates), speed=speed(name, 0),
+            epoch=speed(name, 1), steps=mine[0][2], rounds=mine)
+        shown = f"{row['median']:10,.0f}  {row['speed']:6.2f}x  {row['epoch']:11.2f}x  {row['steps']}"
+        print(f'{name:32}  {shown}')
+    return dict(title=title, unit='images/s', contenders=rows, ratios={})
+
 def callbacks(args, facts):
-    "A student's training, and its epochs with their evaluation, under fastai's callbacks: the best rounds."
-    n = args.batches * args.batch
+    "A student's training, and its epochs with their evaluation, under each of fastai's callbacks."
     for depth in args.depth:
         title = f'PreResNet-{depth}, one teacher, an epoch of {args.batches} batches of {args.batch}'
         with tempfile.TemporaryDirectory() as folder:
-            rounds = {name: callback_round(args, depth, name, make, folder)
+            fits = {name: callback_round(args, depth, name, make, folder)
                 for name, make in fastai_callbacks(args, folder).items()}
-            for o in rounds.values(): o()
-            turns = [list(rounds), list(rounds)[::-1]]  # what drifts is nobody's advantage
-            results = [{name: rounds[name]() for name in turns[i % 2]} for i in range(args.rounds)]
-        def best(name, part): return min(o[name][part] for o in results)  # others only slow it down
-        print(f"\n{title}\n{'':32}  {'images/s':>10}  {'speed':>7}  {'of the epoch':>12}  steps")
-        rows = {}
-        for name in rounds:
-            rates, steps = [n / o[name][0] for o in results], results[0][name][2]
-            speed, epoch = (best('alone', part) / best(name, part) for part in (0, 1))
-            rows[name] = dict(
-                median=statistics.median(rates), min=min(rates), max=max(rates), speed=speed, epoch=epoch,
-                steps=steps, rounds=[o[name][:2] for o in results])
-            print(f"{name:32}  {max(rates):10,.0f}  {speed:6.2f}x  {epoch:11.2f}x  {steps}")
-        yield dict(title=title, unit='images/s', contenders=rows, ratios={})
+            for fit in fits.values(): fit()
+            turns = [list(fits), list(fits)[::-1]]  # what drifts is nobody's advantage
+            results = [{name: fits[name]() for name in turns[i % 2]} for i in range(args.rounds)]
+        rounds = {name: [o[name] for o in results] for name in fits}
+        yield callback_table(title, rounds, args.batches * args.batch)
 
 
 JOB = """

@@ -195,6 +195,7 @@ class Tracking:
         self._thread.join(self.wait)
         if self._thread.is_alive():
             self.say(f"{self.tracker.title}: not done after {self.wait:g} s; not waiting longer")
+            self._said = True
 
     def _work(self):
         what = None
@@ -209,5 +210,6 @@ class Tracking:
         except Exception as e:
             self._failed = what == 'start'
             goes_on = 'the run goes on without it' if self._failed else 'the run goes on'
-            if not self._said: self.say(f"{self.tracker.title}: {' '.join(str(e).split())}; {goes_on}")
+            why = ' '.join(str(e).split()) or type(e).__name__
+            if not self._said: self.say(f'{self.tracker.title}: {why}; {goes_on}')
             self._said = True

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'OwnInput', 'rescaling', 'library_network', 'OwnWords', 'text_network', 'published']
 
-# %% ../../nbs/10_models.others.ipynb #c709f59e
+# %% ../../nbs/10_models.others.ipynb #023fec86
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..adapt import logits_of
 
-# %% ../../nbs/10_models.others.ipynb #1e0d7604
+# %% ../../nbs/10_models.others.ipynb #9871d5d2
 class OwnInput(nn.Module):
     """A network behind the images it was trained on: another normalisation, another size.
 
@@ -38,7 +38,7 @@ class OwnInput(nn.Module):
             x = F.interpolate(x, (self.size, self.size), mode='bilinear', antialias=True)
         return logits_of(self.net(x))
 
-# %% ../../nbs/10_models.others.ipynb #69c50e01
+# %% ../../nbs/10_models.others.ipynb #f554a283
 def rescaling(
     shift:list, # m of the run, of each channel, such that (u - m)/s is what it shows
     scale:list, # s of the run
@@ -53,7 +53,7 @@ def rescaling(
     ratios = [s/own for s, own in zip(scale, std)]
     return dict(scale=ratios, shift=[(m - a)/own for m, a, own in zip(shift, mean, std)])
 
-# %% ../../nbs/10_models.others.ipynb #935d459b
+# %% ../../nbs/10_models.others.ipynb #997bc548
 def _missing(library):
     raise ValueError(f'name={library!r}: the package is not installed; pip install {library}')
 
@@ -77,7 +77,7 @@ def _timm(model, num_classes, in_channels, size, weights, options):
     own = dict(mean=cfg['mean'], std=cfg['std'], size=cfg['input_size'][-1], classes=cfg['num_classes'])
     return net, {**description, **own}
 
-# %% ../../nbs/10_models.others.ipynb #3c98f7ad
+# %% ../../nbs/10_models.others.ipynb #ef090ee0
 def _new_head(net, old, new):
     "Replace the last layer that has `old` outputs by a fresh one with `new`."
     for name, module in reversed([*net.named_modules()]):
@@ -103,7 +103,7 @@ def _torchvision(model, num_classes, in_channels, size, weights, options):
     own = dict(mean=own.mean, std=own.std, size=own.crop_size[0], classes=classes)
     return net, dict(model=model, options=options, **own)
 
-# %% ../../nbs/10_models.others.ipynb #1bc2394c
+# %% ../../nbs/10_models.others.ipynb #e32558e3
 def _transformers(model, num_classes, in_channels, size, weights, options):
     transformers = _transformers_module()
     kind, auto = transformers.AutoModelForImageClassification, transformers.AutoConfig
@@ -123,7 +123,7 @@ def _transformers(model, num_classes, in_channels, size, weights, options):
     config.pop('model_type', None)
     return net, dict(model=net.config.model_type, options=config, **own)
 
-# %% ../../nbs/10_models.others.ipynb #1372bca8
+# %% ../../nbs/10_models.others.ipynb #89a0f41a
 def _hub(model, num_classes, in_channels, size, weights, options):
     place, _, entry = model.rpartition(':')
     if not place: raise ValueError(f"model={model!r}: expected 'repository:entry', or 'folder:entry'")
@@ -135,7 +135,7 @@ def _hub(model, num_classes, in_channels, size, weights, options):
 _LIBRARIES = dict(timm=_timm, torchvision=_torchvision, transformers=_transformers, hub=_hub)
 LIBRARIES = [*_LIBRARIES]
 
-# %% ../../nbs/10_models.others.ipynb #9e8c8b13
+# %% ../../nbs/10_models.others.ipynb #1d817c08
 @contextmanager
 def _saying(library, model, weights):
     "Turn what a library says of a model in the block into one `ValueError`."
@@ -166,7 +166,7 @@ def library_network(
     net.published = {k: v for k, v in known.items() if v is not None}
     return net
 
-# %% ../../nbs/10_models.others.ipynb #e9c00e88
+# %% ../../nbs/10_models.others.ipynb #fe74849c
 class OwnWords(nn.Module):
     """A network of transformers behind texts in another vocabulary, of which each word has pieces in its own.
 
@@ -203,7 +203,7 @@ class OwnWords(nn.Module):
         mask = torch.arange(width, device=x.device) < (n + first + last)[:, None]
         return logits_of(self.net(input_ids=out[:, :width], attention_mask=mask.long()))
 
-# %% ../../nbs/10_models.others.ipynb #ae72db8e
+# %% ../../nbs/10_models.others.ipynb #8674b686
 def _pieces(tokenizer, words):
     "The pieces of each word, `int64` [words, most], -1 where it has fewer. The first word is `<unk>`."
     cut = tokenizer([f' {o}' for o in words], add_special_tokens=False)['input_ids']

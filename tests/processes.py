@@ -16,8 +16,8 @@ def server():
     return ours
 
 class Process:
-    def __init__(self, *argv, cwd=None, at=None, n=1):
-        self.files = [tempfile.TemporaryFile('a+') for _ in range(2)]
+    def __init__(self, *argv, cwd=None, at=None, n=1, files=None):
+        self.files = files or [tempfile.TemporaryFile('a+') for _ in range(2)]
         reports, theirs = os.pipe()
         request = dict(argv=[*map(str, argv)], cwd=str(cwd or Path.cwd()), env=dict(os.environ), at=at, n=n)
         fds = [*(o.fileno() for o in self.files), theirs]
@@ -31,6 +31,23 @@ class Process:
         status = self.reports.readline().strip()
         for o in self.files: o.seek(0)
         return status if status == 'stopped' else int(status), *(o.read() for o in self.files)
+
+class Popen(Process):
+    "For code that has a `subprocess.Popen` of `python -c CODE ARGUMENTS…`, with both outputs in one file."
+    def __init__(self, command, stdout, **kwargs):
+        super().__init__(*command[2:], files=[stdout, stdout])
+        self.returncode, self.end = None, threading.Thread(target=self.watch, daemon=True)
+        self.end.start()
+
+    def watch(self): self.returncode = int(self.reports.readline())
+    def poll(self): return self.returncode
+    def wait(self, timeout=None):
+        self.end.join(timeout)
+        if self.returncode is None: raise subprocess.TimeoutExpired('a fork', timeout)
+        return self.returncode
+
+    def send_signal(self, n): os.kill(self.pid, n)
+    def kill(self): self.send_signal(signal.SIGKILL)
 
 def run(*argv, cwd=None): return subprocess.CompletedProcess(argv, *Process(*argv, cwd=cwd).wait())
 

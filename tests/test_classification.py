@@ -223,7 +223,8 @@ def test_same_seed_same_bits(tmp_path, command):
 
 @both
 def test_networks_trained_together_are_those_trained_one_by_one(tmp_path, command):
-    overrides = ['teacher.num_components=2', 'teacher.independent=true', 'trainer.num_epochs=2']
+    overrides = ['teacher.num_components=2', 'teacher.independent=true', 'trainer.num_epochs=2',
+        'dataset.subsample.ratio=0.4']
     def go(k): return small(command, tmp_path/str(k), *overrides, f'trainer.parallel_models={k}')[0]
     one, many = go(1), go(4)
     assert same_networks(one, many) and len(checkpoints(one)) == 12
@@ -309,7 +310,7 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 @pytest.mark.parametrize('command, overrides, reads', [
-    (IMAGES, ['dataloader.batch_size=16', 'augmentation.transforms_list=[crop,horizontal_flip]'], []),
+    (IMAGES, ['dataloader.batch_size=64', 'augmentation.transforms_list=[crop,horizontal_flip]'], []),
     (TEXTS, ['trainer.optimizer.name=SGD'],  # Adam reads its step count, on the CPU
      ['aten._local_scalar_dense.default']*5)])  # each batch's greatest length, from a copy on the CPU
 def test_nothing_is_read_from_the_device_between_batches(tmp_path, monkeypatch, command, overrides, reads):

@@ -70,7 +70,7 @@ def test_a_missing_teacher_is_none_of_those_there(tmp_path):
     assert report(new).loc[['teacher_0', 'teacher_1'], 'nll'].nunique() == 2
 
 def test_dropout_does_not_depend_on_what_was_trained_before(tmp_path):
-    options = ['dataset.size=32', 'classifier=vgg', 'classifier.depth=11', 'dataset.shrink.train=60',
+    options = ['dataset.size=16', 'classifier=vgg', 'classifier.depth=11', 'dataset.shrink.train=60',
         'dataset.shrink.test=20']
     # the second has its teacher from the first
     first, again = (images(tmp_path, *options)[0] for _ in range(2))

@@ -1,8 +1,11 @@
 "The panel of a live run without a browser: what its buttons make of the run."
+import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 
+import processes
 from gnosis_nb.curves import read_tables
 from gnosis_nb.explore import live_run, run_folder, run_state
 
@@ -35,6 +38,12 @@ def stop(live):
     return status
 
 def enabled(live): return [k for k, o in live.buttons.items() if not o.disabled]
+
+@pytest.fixture(autouse=True)
+def forks(monkeypatch):
+    "Commands need not import torch again. Chapter `explore.live` and the browser start whole ones."
+    forking = SimpleNamespace(**vars(subprocess) | dict(Popen=processes.Popen))
+    monkeypatch.setattr('gnosis_nb.explore.live.subprocess', forking)
 
 @pytest.fixture
 def live(tmp_path):

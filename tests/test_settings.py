@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import is_dataclass
 from importlib.resources import files
+from itertools import zip_longest
 from types import UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -145,8 +146,10 @@ def choices(command):
     "Each choice of each group that changes which keys there are, as overrides."
     found = re.findall(r'^  (\w+)=(.*)$', help_page(command), re.M)
     groups = {group: names.split(' | ') for group, names in found}
-    changing = ('dataset', 'classifier', 'density_model', 'loss', 'logger')
-    chosen = [(f'{group}={name}',) for group in changing for name in groups.get(group, ()) if name != 's3']
+    def of(group): return [f'{group}={name}' for name in groups.get(group, ()) if name != 's3']
+    # data of the other commands are refused; the rest fits together
+    together = zip_longest(*map(of, ('classifier', 'density_model', 'loss', 'logger')))
+    chosen = [(o,) for o in of('dataset')] + [tuple(filter(None, o)) for o in together]
     return [*chosen, ('logger=s3', 'logger.bucket_name=B')]
 
 @pytest.mark.parametrize('command', COMMANDS)

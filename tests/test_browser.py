@@ -209,13 +209,9 @@ def test_live_run_is_started_stopped_and_resumed(page):
     assert 'interrupted' in live.inner_text()
 
 def test_live_run_of_texts(page):
+    "The form is another one; `test_live_run` starts it."
     live = panel(page, 'live_run')
     press(live, 'text classification')
     says(page, live, 'gnosis-text-classification .experiment=sentences')
-    before = picture(live)
-    press(live, 'Start')
-    changed(page, live, before)
-    wait(page, live, '[...o.querySelectorAll("table th")].some(th => th.textContent === "teacher_0")')
-    press(live, 'Stop')
-    says_no_more(page, live, 'process \\d+, ')
+    assert live.get_by_role('button', name='Start').is_enabled()
     shot(live, 'live_texts')

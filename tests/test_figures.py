@@ -212,7 +212,7 @@ def test_imagenet(tmp_path):
         'classifier.depth=18', 'dataset.size=32', 'dataset.resize=40', 'dataset.memory_limit=0',
         'dataloader.batch_size=8', 'dataloader.num_workers=0', 'trainer.optimizer.lr=0.01',
         'trainer.num_epochs=6',
-        'teacher.trainer.num_epochs=1', 'teacher.trainer.batch_size=8', 'teacher.trainer.lr=0.01']
+        'teacher.trainer.num_epochs=6', 'teacher.trainer.batch_size=8', 'teacher.trainer.lr=0.01']
     runs = train('table2_imagenet', 'paper', less, tmp_path/'runs', here=True)
     r = results('table2_imagenet', 'paper', runs, tmp_path/'runs')
     assert r.rows.data.tolist() == ['ImageNet'] and r.rows.network.tolist() == ['resnet']

@@ -97,6 +97,17 @@ def test_tensorboard(teacher, tmp_path):
     fit(learn, lambda: learn.fit(1, cbs=cb))
     assert list((tmp_path/'tb').glob('events*'))
 
+def test_wandb(teacher, tmp_path, monkeypatch):
+    "fastai's own callback, without a network."
+    wandb = pytest.importorskip('wandb')
+    from fastai.callback.wandb import WandbCallback
+    monkeypatch.chdir(tmp_path)
+    learn = student(teacher, tmp_path)
+    with wandb.init(mode='offline', dir=tmp_path, settings=wandb.Settings(silent=True)) as run:
+        fit(learn, lambda: learn.fit(1, cbs=WandbCallback(log=None, log_preds=False, log_model=False)))
+        assert run.summary['agreement'] == pytest.approx(learn.recorder.values[-1][-2], abs=1e-5)
+    assert list(tmp_path.glob('wandb/offline-run-*'))
+
 def test_one_cycle(teacher, tmp_path):
     learn = student(teacher, tmp_path)
     fit(learn, lambda: learn.fit_one_cycle(EPOCHS, .05))

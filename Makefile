@@ -49,7 +49,7 @@ clean:
 
 .venv/.dev: settings.ini setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -e '.[dev]'
+	$(BIN)/python -m pip install --no-compile -e '.[dev]'   # most of its 24,000 modules are never imported
 	touch .venv/.lib $@
 
 # torchtext's last release wants an older torch: an environment of its own.

@@ -30,6 +30,7 @@ from .reproducible import *
 from .checkpoint import *
 from .stores import *
 from .runs import *
+from .run_folder import *
 from .curves import *
 from .tables import *
 from .settings import ConfigError, ImageClassification, ImageGeneration, TextClassification, as_dict, network_options

@@ -35,7 +35,7 @@ def _is_users(error):
     light = ConfigError, OSError, FloatingPointError, HydraException, OmegaConfBaseException
     if isinstance(error, light): return True
     from gnosis_nb.checkpoint import CheckpointError
-    from gnosis_nb.runs import RunLocked
+    from gnosis_nb.run_folder import RunLocked
     from gnosis_nb.stores import StoreError
     return isinstance(error, (CheckpointError, RunLocked, StoreError))
 
@@ -234,7 +234,7 @@ def _print_table():
     "Print the table of the sweep's runs and keep it, if there are several."
     runs = list(dict.fromkeys(_notes('runs')))
     if len(runs) < 2: return
-    from gnosis_nb.checkpoint import write_atomic
+    from gnosis_nb.files import write_atomic
     from gnosis_nb.runs import find_runs
     from gnosis_nb.tables import describe_runs, tabulate_runs
     df, path = find_runs(runs), Sweep.folder/'table.csv'
@@ -243,7 +243,7 @@ def _print_table():
 
 def _write_note(kind, text):
     "Leave a note on the job that this process has run, in the folder of its sweep."
-    from gnosis_nb.checkpoint import write_atomic
+    from gnosis_nb.files import write_atomic
     path = Path(HydraConfig.get().sweep.dir)/kind/f'{HydraConfig.get().job.num}.txt'
     write_atomic(path, lambda tmp: tmp.write_text(text, encoding='utf-8'))
 

@@ -31,7 +31,7 @@ from .progress import ProgressLine
 from .provenance import installed_packages, provenance
 from .report import format_report, read_report, write_report, write_statistics
 from .reproducible import derive_seed, pick_device, set_seed
-from .runs import Run, claim_run, random_name
+from .run_folder import Run, claim_run, random_name
 from .settings import (Classification, ConfigError, ImageClassification, Settings,
     TextClassification, as_dict, blame, student_recipe, teacher_recipe)
 from .stores import StoreUnreachable

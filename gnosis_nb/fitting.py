@@ -22,7 +22,7 @@ from .learner import optimizer
 from .models import LIBRARIES, OwnInput, build_classifier, needs_normalization, published
 from .reproducible import set_seed
 from .resume import KeepState
-from .runs import Run
+from .run_folder import Run
 from .settings import (Classification, ConfigError, Recipe, Settings, blame, network_options,
     student_recipe, teacher_recipe)
 

@@ -31,7 +31,7 @@ from gnosis_nb.inputs import (check_part, dataset_statistics, evaluation_rows, i
 from .learner import optimizer, teacher_learner
 from .quality import JUDGES, SampleQuality, classifier_judge
 from .reproducible import derive_seed
-from .runs import Run
+from .run_folder import Run
 from .settings import ConfigError, ImageGeneration, blame
 from .teachers import check_known
 

@@ -22,7 +22,8 @@ from .adapt import as_model
 from .checkpoint import CheckpointError, check_unchanged, checkpoint_info, load_weights
 from .data.words import basic_english
 from .models import ClassifierEnsemble, build_classifier
-from .runs import Run, flatten, teacher_digests
+from .run_folder import Run
+from .runs import flatten, teacher_digests
 from .tables import as_markdown
 
 # %% ../nbs/80_hub.ipynb #b7db92fa

@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-from .checkpoint import write_atomic
+from .files import write_atomic
 from .stores import StoreError, StoreRefused, StoreUnreachable
 
 # %% ../nbs/42_mirror.ipynb #2b9e59fd

@@ -17,7 +17,7 @@ from .data.images import Examples
 from .fidelity import compare_students, fidelity_statistics, predictions
 from .losses import reduce_ensemble_logits
 from .metrics import report_meters, update_meters
-from .runs import Run
+from .run_folder import Run
 
 # %% ../nbs/49_predictions.ipynb #8d73649f
 @dataclass(eq=False)

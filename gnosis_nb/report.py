@@ -14,7 +14,8 @@ import pandas as pd
 
 from .curves import plot_curves
 from .predictions import Predictions
-from .runs import Run, teacher_digests
+from .run_folder import Run
+from .runs import teacher_digests
 from .settings import ConfigError
 
 # %% ../nbs/56_report.ipynb #60ebedd1

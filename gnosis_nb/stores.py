@@ -29,7 +29,7 @@ from botocore.parsers import ResponseParserError
 from fastcore.basics import patch
 from urllib3.exceptions import HTTPError
 
-from .checkpoint import write_atomic
+from .files import write_atomic
 
 # %% ../nbs/41_stores.ipynb #675c84c2
 class StoreError(RuntimeError):

@@ -18,14 +18,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .checkpoint import (CheckpointError, check_unchanged, checkpoint_info, find_matching,
-    load_network, load_weights, mismatch, relative_path, select_checkpoints, write_atomic)
+    load_network, load_weights, mismatch, relative_path, select_checkpoints)
+from .files import write_atomic
 from .distill import FidelityTable
 from .fitting import build_network, fit, fit_all, kept_spec, learner_options
 from .inputs import Inputs
 from .learner import teacher_learner
 from .models import ClassifierEnsemble
 from .reproducible import derive_seed
-from .runs import Run
+from .run_folder import Run
 from .settings import Classification, ConfigError, Settings, blame, network_options, teacher_recipe
 from .stores import S3Store, fetch
 from .together import acquire, pick_parallel

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 import processes
 from gnosis_nb.checkpoint import (CheckpointError, checkpoint_info, load_checkpoint, load_weights,
-                                  save_checkpoint, write_atomic)
+                                  save_checkpoint)
+from gnosis_nb.files import write_atomic
 
 STATE = {'weight': torch.linspace(-1, 1, 40).view(8, 5), 'bias': torch.arange(8.), 'steps': torch.tensor(3)}
 fuzz = settings(max_examples=60, deadline=None, derandomize=True, database=None,

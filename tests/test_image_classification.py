@@ -18,7 +18,7 @@ from gnosis_nb.cli import compose
 from gnosis_nb.data.zoo import digits
 from gnosis_nb.inputs import load_inputs
 from gnosis_nb.models import PreResNet, build_classifier
-from gnosis_nb.runs import Run
+from gnosis_nb.run_folder import Run
 from gnosis_nb.schema import ConfigError
 from gnosis_nb.teachers import load_teachers
 from parity import fill_weights, recorded, rel_err

@@ -10,7 +10,7 @@ from moto.s3.models import s3_backends
 
 import processes
 from gnosis_nb import stores
-from gnosis_nb.checkpoint import write_atomic
+from gnosis_nb.files import write_atomic
 from gnosis_nb.mirror import Mirror, send_unsent
 from gnosis_nb.stores import (LocalStore, S3Store, StoreDamaged, StoreError, StoreMissing, StoreRefused,
                               StoreUnreachable, fetch, file_sha256)

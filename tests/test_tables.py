@@ -13,7 +13,8 @@ from scipy import stats
 
 from gnosis_nb.cli import COMMANDS
 from gnosis_nb.listing import list_runs
-from gnosis_nb.runs import NOT_IN_IDENTITY, Run, find_runs
+from gnosis_nb.run_folder import Run
+from gnosis_nb.runs import NOT_IN_IDENTITY, find_runs
 from gnosis_nb.tables import (WITHOUT_GROUP, describe_runs, format_table, label_runs, shared_teachers,
     tabulate_runs)
 

@@ -13,7 +13,8 @@ from experiments import conduct, images, report, script, SHORT, SMALL, states_be
 
 from gnosis_nb import experiment
 from gnosis_nb.cli import compose, help_page
-from gnosis_nb.runs import Run, find_runs
+from gnosis_nb.run_folder import Run
+from gnosis_nb.runs import find_runs
 from gnosis_nb.schema import ConfigError
 from gnosis_nb.trackers import MLflowTracker, TrackioTracker, Tracking, WandBTracker
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from ..checkpoint import write_atomic
+from ..files import write_atomic
 from ..landscape import plot_surface
 from .claims import rows_with
 from .sweeps import POLICY_NAMES, SCALES, SWEEPS, Results, load_results

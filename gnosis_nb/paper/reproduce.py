@@ -18,7 +18,8 @@ from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoint import (
-    checkpoint_info, find_checkpoints, load_checkpoint, load_network, load_weights, write_atomic)
+    checkpoint_info, find_checkpoints, load_checkpoint, load_network, load_weights)
+from ..files import write_atomic
 from ..cli import sweep_axes
 from ..generators import gan_networks
 from ..inputs import load_inputs
@@ -32,7 +33,8 @@ from .sweeps import (
     override_key, result_row, results, run_here, run_state, save_results, settings_row, shown_images,
     sweep_jobs, teacher_pools, train)
 from ..provenance import compare_provenance, installed_packages
-from ..runs import RunLocked, teacher_digests
+from ..run_folder import RunLocked
+from ..runs import teacher_digests
 from ..settings import network_options, teacher_recipe
 
 # %% ../../nbs/64_paper.reproduce.ipynb #ba1706fb

@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..checkpoint import load_network, write_atomic
+from ..checkpoint import load_network
+from ..files import write_atomic
 from ..cli import compose_sweep, run_command
 from ..fidelity import predictions
 from ..inputs import load_inputs
@@ -31,7 +32,8 @@ from .claims import check_claims
 from .targets import SHARES
 from ..provenance import packages_digest
 from ..reproducible import pick_device
-from ..runs import RunLocked, run_identity, teacher_digests
+from ..run_folder import RunLocked
+from ..runs import run_identity, teacher_digests
 from ..settings import (
     Classification, ConfigError, Settings, as_dict, network_options, teacher_recipe)
 

@@ -186,7 +186,7 @@ def test_runs_are_filtered(page):
 
 def press(live, name): live.get_by_role('button', name=name).click()
 
-def test_live_run_is_started_stopped_and_resumed(page):
+def test_live_run_is_started_and_stopped(page):
     live = panel(page, 'live_run')
     epochs = live.locator('input[type=number]').nth(2)                       # trial, members, epochs
     epochs.fill('3000'); epochs.press('Enter')
@@ -202,11 +202,7 @@ def test_live_run_is_started_stopped_and_resumed(page):
     says_no_more(page, live, 'process \\d+, ')
     says(page, live, 'interrupted')
     shot(live, 'live_stopped')
-    press(live, 'Resume')
-    says(page, live, 'going on with')
-    press(live, 'Stop')
-    says_no_more(page, live, 'process \\d+, ')
-    assert 'interrupted' in live.inner_text()
+    assert live.get_by_role('button', name='Resume').is_enabled()            # `test_live_run` presses it
 
 def test_live_run_of_texts(page):
     "The form is another one; `test_live_run` starts it."

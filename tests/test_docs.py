@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
@@ -13,6 +11,8 @@ from urllib.parse import urldefrag
 
 import pytest
 import yaml
+
+import processes
 
 ROOT = Path(__file__).parent.parent
 INI = ConfigParser(delimiters=['='])
@@ -33,9 +33,7 @@ def site(tmp_path_factory):
     unwanted = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'screenshots', 'experiments')
     for o in ('nbs', 'gnosis_nb', 'tests'): shutil.copytree(ROOT/o, home/o, ignore=unwanted)
     shutil.copy(ROOT/'settings.ini', home)
-    env = {**os.environ, 'PYTHONPATH': str(home), 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, '-c', CODE]
-    out = subprocess.run(command, cwd=home/'nbs', env=env, capture_output=True, text=True)
+    out = processes.run(CODE, cwd=home/'nbs')
     assert out.returncode == 0, out.stderr[-2000:]
     def cells(path): return json.loads(path.read_text(encoding='utf-8'))['cells']
     return {str(p.relative_to(home/'_proc')): cells(p) for p in (home/'_proc').rglob('*.ipynb')}

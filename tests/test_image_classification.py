@@ -170,8 +170,9 @@ def test_a_failure_stops_those_trained_beside_it(tmp_path, monkeypatch):
     kept = {o.stem for o in tmp_path.rglob('*.safetensors') if not o.name.startswith('.')}
     assert kept == {f'teacher_init_{i}' for i in range(3)}                   # nobody is taken for trained
 
-def test_compiled_networks_learn_the_same(pool, tmp_path):
-    options = [f'teacher.ckpt_dir={pool}', 'trainer.precision=fp32', 'trainer.num_epochs=2']
+def test_compiled_networks_learn_the_same(tmp_path):
+    lenets = ['dataset.size=28', 'classifier=lenet']      # few kernels: each takes a second
+    options = [*lenets, 'trainer.precision=fp32', 'trainer.num_epochs=2']
     (plain, _), (fast, _) = (images(tmp_path/str(o), *options, f'trainer.compile={o}') for o in (False, True))
     for k in ('train_loss', 'test_loss', 'test_acc', 'test_ts_agree'):
         np.testing.assert_allclose(table(fast)[k], table(plain)[k], atol=.01)

@@ -1,14 +1,13 @@
 "What a stranger reads first is short, and its two examples run as they are written, in an empty folder."
-import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import processes
+from experiments import script
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT/'README.md').read_text(encoding='utf-8')
@@ -17,14 +16,6 @@ def example(language, text):
     "The block of this language that contains `text`."
     blocks = re.findall(r'^```(\w*)\n(.*?)^```', README, flags=re.M | re.S)
     return next(block for kind, block in blocks if kind == language and text in block)
-
-def run(command, folder):
-    "Standard output of a command in `folder`, on one thread, with this interpreter's scripts and package."
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT),
-           'PATH': f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    out = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert out.returncode == 0, out.stderr[-2000:]
-    return out.stdout
 
 
 def test_is_short(): assert len(README.split()) <= 900
@@ -39,9 +30,11 @@ def test_python_example_gives_the_table_below_it(tmp_path):
     assert measured == pytest.approx(printed, abs=.1)                    # other machines, other bits
 
 def test_command_writes_the_table_and_what_the_text_says(tmp_path):
-    command = example('', 'teacher.independent=true').strip()
-    shorter = 'dataset.size=8 trainer.num_epochs=2 teacher.trainer.num_epochs=2'
-    run(['bash', '-c', f'{command} {shorter}'], tmp_path)
+    command, *settings = shlex.split(example('', 'teacher.independent=true').replace('\\\n', ' '))
+    assert command == 'gnosis-image-classification'
+    shorter = ['dataset.size=8', 'trainer.num_epochs=2', 'teacher.trainer.num_epochs=2']
+    out = script('image_classification', *settings, *shorter, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr[-2000:]
     found, = tmp_path.glob('demo/**/fidelity.csv')
     table = pd.read_csv(found, index_col=0)
     assert table.agreement['teacher'] == 1 and table.kl['teacher'] < 1e-6

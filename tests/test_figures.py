@@ -43,14 +43,20 @@ def jobs(data_dir): return sweep_jobs('fig14', 'smoke', ['teacher.num_components
 
 # Presets
 
-@pytest.mark.parametrize('preset', sorted({o for presets in SWEEPS.values() for o in presets}))
-@pytest.mark.parametrize('scale', SCALES)
-def test_presets_compose(preset, scale):
+PRESETS = sorted({o for presets in SWEEPS.values() for o in presets})
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_presets_compose(preset):
     command = command_of(preset)
-    jobs = compose_sweep([f'+experiment={FOLDERS[scale]}{preset}', 'trial_id=0'], command)
+    jobs = compose_sweep([f'+experiment={preset}', 'trial_id=0'], command)
     next_trial = compose([*jobs[0][0], 'trial_id=1'], command)
     assert {cfg.trial_id for _, cfg in jobs} == {0} and next_trial.trial_id == 1
     assert len(identities([*jobs, ([], next_trial)])) == len(jobs) + 1
+
+@pytest.mark.parametrize('preset', PRESETS)
+@pytest.mark.parametrize('scale', [o for o in SCALES if o != 'paper'])
+def test_presets_of_smaller_scales_compose(preset, scale):
+    assert compose([f'+experiment={FOLDERS[scale]}{preset}', 'trial_id=1'], command_of(preset)).trial_id == 1
 
 @pytest.mark.parametrize('scale', SCALES)
 def test_every_sweep_has_a_preset(scale):

@@ -9,7 +9,6 @@ __all__ = ['save_checkpoint', 'CheckpointError', 'load_checkpoint', 'checkpoint_
 # %% ../nbs/40_checkpoint.ipynb #e2231567
 import hashlib
 import json
-import os
 import pickle
 import re
 import warnings

@@ -151,7 +151,9 @@ def _inception(cfg, name, run, before):
 
 def _classifier(cfg, run, real, device, before):
     "A classifier as the judge, and what is known of it."
-    if before: path = check_known(before, 'the judge', cfg.data_dir)[0]
+    known = before and Path(cfg.data_dir)/before['path']
+    is_lost = known and known.parent == run.path and not known.exists()      # its own, and put aside
+    if before and not is_lost: path = check_known(before, 'the judge', cfg.data_dir)[0]
     else: path = _find_judge(cfg, real) or _train_judge(cfg, run, real, device)
     with blame('judge.ckpt_path'): judge = classifier_judge(load_network(path))
     info = checkpoint_info(path)

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import random
+import re
 import socket
 import traceback
 from collections.abc import Callable
@@ -28,8 +29,8 @@ from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
 from . import __version__
-from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from .files import write_atomic
+from .checkpoint import CheckpointError, check_sound, load_checkpoint, save_checkpoint
+from .files import file_sha256, read_record, write_atomic
 from .runs import find_records, read_state, run_identity
 
 # %% ../nbs/44_run_folder.ipynb #b67321fa
@@ -58,6 +59,8 @@ def _now(): return datetime.now(timezone.utc).isoformat(timespec='microseconds')
 def _state_of(folder):
     "What a folder's state says; nothing if there is none."
     return read_state(folder) if os.path.lexists(folder/'state.json') else {}
+
+_RESULTS = '.csv', '.json', '.yaml', '.safetensors'  # of what a run writes, all that cannot be drawn again
 
 class Run:
     "A run's folder. As a context manager it records how the run ended."
@@ -131,7 +134,7 @@ class Run:
 
     def _first_state(self):
         "Facts about this start of the run, after those that an earlier start has left."
-        before = {k: v for k, v in self.state.items() if k not in ('finished', 'error', 'traceback')}
+        before = {k: v for k, v in self.state.items() if k not in ('finished', 'error', 'traceback', 'files')}
         state = dict(before,
             identity=run_identity(self.config),
             data=self.data,
@@ -158,7 +161,7 @@ class Run:
 
     def _record_end(self, kind, error):
         try:
-            if kind is None: self.set_state('done', finished=_now())
+            if kind is None: self.set_state('done', finished=_now(), files=_sums(self.path))
             elif issubclass(kind, (KeyboardInterrupt, SystemExit)):
                 self.set_state('interrupted', finished=_now())
             else:
@@ -178,6 +181,11 @@ class Run:
         if unsent:
             self.say(f"{len(unsent)} files of {self.path} could not be sent yet; they are noted there, "
                      "and the next run with the same logger sends them")
+
+def _sums(folder):
+    "SHA-256 of a run's results, by name."
+    names = (o for o in sorted(folder.iterdir()) if o.is_file() and o.suffix in _RESULTS)
+    return {o.name: file_sha256(o) for o in names if not o.name.startswith('.') and o.name != 'state.json'}
 
 def _new_folder(base):
     "Make a new folder `base/<time>`."
@@ -296,8 +304,8 @@ def claim_run(
         if not resume: stopped = []
         ours = [*done, *stopped][:1]
         run = Run(*(ours or [folder]), config, data, not ours, mirror, force, say, trackers)
-        if ours: run._take_up()
-        if done: run._finish_again()
+        if ours: whole = run._take_up()
+        if done and whole: run._finish_again()
         yield run
 
 def _runs_like(root, config, data, say=None):
@@ -323,13 +331,17 @@ def _claim(root, config, data):
 
 @patch
 def _take_up(self:Run):
-    "Read the tables in the folder. Say so if other versions made them, for these may compute other bits."
-    for f in self.path.glob('*_metrics.csv'):
-        with open(f, newline='', encoding='utf-8') as lines: rows = list(csv.DictReader(lines))
-        self.tables[f.stem] = [{k: _number(v) for k, v in row.items() if v} for row in rows]
+    "Read the folder's tables, put aside what is damaged, and say so. Returns whether all is whole."
+    lost = self._set_aside(_damaged(self.path, self.state.get('files')))
+    for f in self.path.glob('*_metrics.csv'): self.tables[f.stem] = _read_table(f)
     for name, now in dict(gnosis_nb=__version__, torch=torch.__version__).items():
         before = self.state.get(name, now)
         if before != now: self.say(f"warning: {self.path} was made with {name} {before}, this is {now}")
+    return not lost
+
+def _read_table(path):
+    with open(path, newline='', encoding='utf-8') as lines: rows = list(csv.DictReader(lines))
+    return [{k: _number(v) for k, v in row.items() if v} for row in rows]
 
 def _number(text):
     try: return int(text)
@@ -344,3 +356,53 @@ def _finish_again(self:Run):
         self._mirror = self.mirror(self.path)
         self._mirror.send_all()
         self._send_last()
+
+# %% ../nbs/44_run_folder.ipynb #ab0452f0
+def _damaged(folder, sums):
+    "Name → what is wrong with it, for the results in a run's folder."
+    return {k: v for k, v in _compare(folder, sums) if v} if sums else dict(_read_all(folder))
+
+def _compare(folder, sums):
+    for name, sha in sums.items():
+        try: yield name, None if file_sha256(folder/name) == sha else 'is not what the run has written'
+        except OSError: yield name, 'is gone'
+
+def _read_all(folder):
+    readers = {'.safetensors': check_sound, '.csv': _check_table, '.json': read_record, '.yaml': read_record}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith('.') or path.suffix not in readers or path.name == 'state.json': continue
+        try: readers[path.suffix](path)
+        except (ValueError, OSError, TypeError, AttributeError, csv.Error): yield path.name, 'is damaged'
+
+def _check_table(path):
+    "Raise a `ValueError` for a table that is cut, or is none; in tables of training all cells are numbers."
+    if path.stem.endswith('_metrics'): return _read_table(path)
+    with open(path, newline='', encoding='utf-8') as lines: lengths = {len(row) for row in csv.reader(lines)}
+    if len(lengths) != 1: raise ValueError('lines of different lengths')
+
+def _owner(name):
+    "The network that a file belongs to, if it does."
+    found = re.fullmatch(r'(.*?)(_train_metrics\.csv|\.safetensors)', name)
+    if not found or name.startswith('predictions_'): return None
+    return re.sub(r'^(teacher)_init|_init$', r'\1', found[1])
+
+@patch
+def _set_aside(self:Run, damaged):
+    "Rename damaged files, and all files of networks that have one. Returns whether there were any."
+    for name, why in damaged.items():
+        self.say(f"damaged: {self.path/name} {why}; it is made again")
+        owner, path = _owner(name), self.path/name
+        if owner and (self.path/f'{owner}.safetensors').exists(): self.discard(owner)
+        elif path.exists(): path.rename(f'{path}.damaged')
+    return bool(damaged)
+
+@patch
+def discard(
+    self:Run,
+    name:str, # of a network
+):
+    "Put a network aside, so that it is trained again: its weights, its table, its training state."
+    for path in sorted(self.path.iterdir()):
+        if _owner(path.name) == name: path.rename(f'{path}.damaged')
+    self.tables.pop(f'{name}_train_metrics', None)
+    self.drop_state(name)

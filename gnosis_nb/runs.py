@@ -101,6 +101,7 @@ class _State(TypedDict, total=False):
     error: str
     process: dict[str, Any]
     plan: list[list[dict[str, Any]]]
+    files: dict[str, str]
     teachers: list[list[str]]
     teacher_weights: list[list[str | None]]
     generator: dict | None
@@ -136,18 +137,22 @@ class RunRecord:
     teachers: list # of `teacher_digests`
     settings: dict # by dotted names
     results: dict # of `summary.json`
+    problem: str|None # why settings or results are missing
 
 def read_run(
     folder:str|Path, # of a run
 )->RunRecord:
-    "The record of a run. Raises `Unreadable` if one of its files is not what it should be."
+    "The record of a run. Raises `Unreadable` if its state is not what it should be."
     folder = Path(folder)
     state = read_state(folder)
     def optional(name): return read_record(folder/name) if os.path.lexists(folder/name) else {}
+    settings, results, problem = {}, {}, None
+    try: settings, results = flatten(optional('config.yaml')), optional('summary.json')
+    except Unreadable as e: problem = str(e)
     own = {k: state.get(k) for k in ('state', 'identity', 'data', 'finished', 'error')}
     return RunRecord(**own, forced=state.get('forced', False), started=state.get('started', ''),
                      process=state.get('process', {}), teachers=teacher_digests(state),
-                     settings=flatten(optional('config.yaml')), results=optional('summary.json'))
+                     settings=settings, results=results, problem=problem)
 
 # %% ../nbs/43_runs.ipynb #f638b16b
 _INDEX, _VERSION = '.runs.json', 1
@@ -218,6 +223,9 @@ def find_runs(
     rows = []
     for folder in [root] if isinstance(root, (str, Path)) else root:
         for path, o in find_records(folder, say).items():
+            if o.problem:
+                say(f"left out: {o.problem}")
+                continue
             own = {k: getattr(o, k) for k in facts} | dict(zip_longest(teachers, o.teachers[:2]))
             rows.append({'path': str(path), **own, **o.settings, **o.results})
     if not rows: return pd.DataFrame(columns=['path', *facts, *teachers])

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .checkpoint import (CheckpointError, check_unchanged, checkpoint_info, find_matching,
-    load_network, load_weights, mismatch, relative_path, select_checkpoints)
+from .checkpoint import (CheckpointError, check_sound, check_unchanged, checkpoint_info,
+    find_matching, load_network, load_weights, mismatch, relative_path, select_checkpoints)
 from .files import write_atomic
 from .distill import FidelityTable
 from .fitting import build_network, fit, fit_all, kept_spec, learner_options
@@ -123,7 +123,7 @@ def find_teachers(
         if 'facts' not in info: return None if given else 'it has no facts'
         if why := mismatch(info['facts'], facts): return why
         if given or t.any_recipe or not (different := _other_recipe(info, wanted)): return None
-        others[info['weights']] = different
+        others[info.get('weights', path)] = different
         return 'another recipe'
     with blame(key or 'data_dir'):
         found, problem = find_matching(folder, 'teacher', misfit, given=bool(given), unique=True, say=say)
@@ -194,6 +194,16 @@ def _load(cfg, inputs, found, say):
     if different: say(f"warning: it has another recipe than this run's teachers: {_differences([different])}")
     return net, dict(info, path=str(path))
 
+def _can_train(cfg): return not (cfg.teacher.ckpt_dir or cfg.teacher.ckpt_path)
+
+def _lost(plan, data_dir):
+    "Paths of planned teachers that cannot be read any more."
+    def is_sound(path):
+        try: return bool(check_sound(path))
+        except (CheckpointError, OSError): return False
+    paths = [Path(data_dir)/o['path'] for group in plan for o in group]
+    return [o for o in paths if not is_sound(o)]
+
 def load_teachers(
     cfg:Classification, # settings
     inputs:Inputs, # of the run
@@ -202,6 +212,9 @@ def load_teachers(
 )->list: # one or two lists of pairs, network and facts; empty ones if teachers have to be trained
     "The teachers that this trial finds ready, or those that a run has begun with."
     if cfg.teacher.published and not plan: return [[] for _ in range(2 if cfg.teacher.independent else 1)]
+    if plan and _can_train(cfg) and (lost := _lost(plan, cfg.data_dir)):
+        for path in lost: say(f"{path}, with which this run began, is gone or damaged; it is trained again")
+        return [[] for _ in plan]
     if plan: chosen = [[check_known(o, 'a teacher', cfg.data_dir) for o in group] for group in plan]
     else:
         found = find_teachers(cfg, inputs, say)[0]
@@ -361,6 +374,13 @@ def _take_published(cfg, run, inputs, device):
         found.append((path, checkpoint_info(path)))
     return choose_teachers(found, cfg.trial_id, cfg.teacher.num_components, cfg.teacher.independent)
 
+def _forget_other_teachers(run, weights):
+    "Put students aside that a run has from other teachers than these."
+    before = [[o.get('weights') for o in group] for group in run.state.get('plan', [])]
+    if before in ([], weights): return
+    run.say("the teachers are not those that this run began with; its students begin anew")
+    for name in ('student', 'independent_student'): run.discard(name)
+
 def complete_teachers(
     cfg:Classification, # settings
     run:Run, # an open one; which networks its teachers are goes to its state
@@ -378,6 +398,7 @@ def complete_teachers(
         for o in run.path.glob('.training_state_teacher_*'): o.unlink()      # another process was faster
     def known(info): return dict(path=relative_path(info['path'], cfg.data_dir), weights=info.get('weights'))
     facts = [[info for _, info in group] for group in ready]
+    _forget_other_teachers(run, [[o.get('weights') for o in group] for group in facts])
     run.set_state('running', plan=[[known(o) for o in group] for group in facts],
                   teachers=[[o['path'] for o in group] for group in facts],
                   teacher_weights=[[o.get('weights') for o in group] for group in facts])

@@ -200,11 +200,6 @@ def test_a_run_goes_on_from_elsewhere(tmp_path, monkeypatch):
     r, _ = run(tmp_path/'there'/'moved')
     assert not r.finished and len(r.state['continued']) == 1 and r.state['state'] == 'done'
 
-def test_a_done_run_without_its_report(tmp_path):
-    r, _ = run(tmp_path)
-    (r.path/'fidelity.csv').unlink()
-    with pytest.raises(ConfigError, match='its fidelity.csv is gone; force=true'): run(tmp_path)
-
 def test_a_run_that_is_continued_elsewhere_says_so(tmp_path, monkeypatch):
     def stop(*args): raise KeyboardInterrupt
     with monkeypatch.context() as m:

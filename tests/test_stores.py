@@ -10,10 +10,10 @@ from moto.s3.models import s3_backends
 
 import processes
 from gnosis_nb import stores
-from gnosis_nb.files import write_atomic
+from gnosis_nb.files import file_sha256, write_atomic
 from gnosis_nb.mirror import Mirror, send_unsent
 from gnosis_nb.stores import (LocalStore, S3Store, StoreDamaged, StoreError, StoreMissing, StoreRefused,
-                              StoreUnreachable, fetch, file_sha256)
+                              StoreUnreachable, fetch)
 
 MB = 2**20
 pytestmark = pytest.mark.usefixtures('credentials', 'one_loader')

@@ -31,7 +31,7 @@ from .progress import ProgressLine
 from .provenance import installed_packages, provenance
 from .report import format_report, read_report, write_report, write_statistics
 from .reproducible import derive_seed, pick_device, set_seed
-from .run_folder import Run, claim_run, random_name
+from .run_folder import Elsewhere, Run, claim_run, random_name
 from .settings import (Classification, ConfigError, ImageClassification, Settings,
     TextClassification, as_dict, blame, student_recipe, teacher_recipe)
 from .stores import StoreUnreachable
@@ -116,15 +116,17 @@ def check_buildable(
     student_batches(inputs, 'cpu', 0, generator)
 
 # %% ../nbs/57_experiment.ipynb #9ea602f1
-def _mirror(cfg, say):
-    "What copies a run's folder to the bucket of `logger=s3`, for `claim_run`; None without one."
-    if not cfg.logger.s3: return None
+def _bucket(cfg, say):
+    "What `claim_run` needs to know of the bucket of `logger=s3`; nothing without one."
+    if not cfg.logger.s3: return {}
     store, root = open_bucket(cfg, cfg.logger.bucket_name, cfg.logger.prefix), Path(cfg.data_dir)
+    elsewhere = Elsewhere(store, root, cfg.logger.lease_seconds, say)
     try:
         next(iter(store.list()), None)                                       # a missing bucket shows now
-        send_unsent(root, store, 60, say)
+        send_unsent(root, store, 60, say, elsewhere.is_ours)
     except StoreUnreachable as e: say(f"{e}; files are sent when it answers")
-    return lambda folder: Mirror(folder, store, folder.relative_to(root).as_posix(), say=say)
+    def mirror(folder): return Mirror(folder, store, folder.relative_to(root).as_posix(), say=say)
+    return dict(mirror=mirror, elsewhere=elsewhere)
 
 def _check_trackers(logger):
     for package in ('wandb', 'mlflow', 'trackio'):
@@ -148,8 +150,8 @@ def claim(
     "The run of these settings, as a context manager. See `claim_run`."
     root = Path(cfg.data_dir)
     folder = root/cfg.exp_name/(cfg.job_name or random_name(cfg.trial_id))
-    return claim_run(root, folder, as_dict(cfg), data, cfg.resume, cfg.force, _mirror(cfg, say), say,
-                     partial(_trackers, cfg, say))
+    return claim_run(root, folder, as_dict(cfg), data, cfg.resume, cfg.force, say=say,
+                     trackers=partial(_trackers, cfg, say), **_bucket(cfg, say))
 
 # %% ../nbs/57_experiment.ipynb #b96a8e31
 @dataclass

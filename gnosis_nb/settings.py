@@ -450,6 +450,7 @@ class Logger(Group):
     s3:bool
     bucket_name:str | None
     prefix:str
+    lease_seconds:Positive
     wandb:bool
     mlflow:bool
     trackio:bool

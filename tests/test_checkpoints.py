@@ -57,6 +57,27 @@ def is_refused(path):
         with pytest.raises(CheckpointError, match=path.name): reader(path)
     return True
 
+def never(*args, **kwargs): raise AssertionError('it was opened')
+
+def test_an_archive_that_unpacks_to_much_more_is_not_unpacked(tmp_path, monkeypatch):
+    with zipfile.ZipFile(io.BytesIO(torch_zip())) as old, \
+            zipfile.ZipFile(tmp_path/'bomb.ckpt', 'w', zipfile.ZIP_DEFLATED) as new:
+        for o in old.namelist(): new.writestr(o, bytes(2**28) if o.endswith('data/0') else old.read(o))
+    assert (tmp_path/'bomb.ckpt').stat().st_size < 2**20
+    monkeypatch.setattr(torch, 'load', never)
+    with pytest.raises(CheckpointError, match='bomb.ckpt: refused: .* bytes that unpack to 268,4'):
+        load_checkpoint(tmp_path/'bomb.ckpt')
+
+@each('version, is_read', [('2.5.1+cu124', False), ('2.6.0', True), ('3.0.0', True)])
+def test_pickles_are_read_where_that_runs_no_code(version, is_read, tmp_path, monkeypatch):
+    (tmp_path/'t.ckpt').write_bytes(torch_zip())
+    monkeypatch.setattr(torch, '__version__', version)
+    if is_read: assert same(load_checkpoint(tmp_path/'t.ckpt')[0])
+    else:
+        with pytest.raises(CheckpointError, match=r'in torch 2.5.1\+cu124 a pickle can run code'):
+            load_checkpoint(tmp_path/'t.ckpt')
+
+
 
 # Damage
 

@@ -2,12 +2,14 @@
 
 The tutorial `sweep` has joblib and submitit."""
 import importlib.util
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import processes
 from experiments import SHORT, SMALL, TEACHERS, script
+from gnosis_nb.checkpoint import load_checkpoint
 from gnosis_nb.runs import find_runs
 
 OVERRIDES = ['-m', *SMALL['image_classification'], *SHORT, TEACHERS]
@@ -71,3 +73,35 @@ def test_notes_of_an_earlier_sweep_are_forgotten(tmp_path):
     assert sweep(tmp_path, 'loss.alpha=2', here)[0] == 1
     status, errors, said = sweep(tmp_path, 'loss.alpha=0', here)
     assert (status, errors) == (0, []) and 'of this sweep' not in said       # a single run has no table
+
+CTRL_C = """
+import os, signal
+from gnosis_nb.cli import image_classification
+from gnosis_nb.distill import FidelityTable
+from gnosis_nb.runs import Run
+
+def press_before(owner, name, now):
+    call = getattr(owner, name)
+    def pressed(self, *args, **kwargs):
+        if now(self, *args): os.kill(os.getpid(), signal.SIGINT)
+        return call(self, *args, **kwargs)
+    setattr(owner, name, pressed)
+
+press_before(FidelityTable, 'after_train', lambda table: table.epoch == 1)
+press_before(Run, 'keep_state', lambda *args: True)
+press_before(Run, 'set_state', lambda run, state: state == 'interrupted')
+image_classification()"""
+
+@pytest.mark.parametrize('how, begun', [
+    ([], 1), (['-m', 'seed=0,1'], 1), (['-m', 'seed=0,1', *LAUNCHERS['together']], 2)])
+def test_ctrl_c_three_times(tmp_path, how, begun):
+    "The second one comes while the training state is being written, the third while the run's end is."
+    settings = [*OVERRIDES[1:], 'trainer.num_epochs=3', 'trainer.state_minutes=60', 'teacher.use_ckpts=false']
+    out = processes.run(CTRL_C, *how, *settings, f'data_dir={tmp_path}')
+    assert out.returncode == 130 and 'Traceback' not in out.stderr
+    assert [o for o in out.stderr.splitlines() if 'interrupted' in o] == [
+        'interrupted; the same command goes on from here']
+    runs = find_runs(tmp_path)
+    assert runs.state.tolist() == ['interrupted']*begun
+    states = [Path(o)/'.training_state_teacher_0.safetensors' for o in runs.path]
+    assert [load_checkpoint(o)[1]['training']['epoch'] for o in states] == [1]*begun

@@ -286,7 +286,7 @@ def _job_label(job, swept):
     values = [f"{name.split('.')[-1]}={value}" for name, _, value in given if name in swept]
     return f"[{' '.join(filter(None, [str(job.job.num), ','.join(values)]))}] "
 
-# %% ../nbs/59_cli.ipynb #5428b5f9
+# %% ../nbs/59_cli.ipynb #24e4c8fd
 @contextmanager
 def _begun(hydra):
     "In the block, a note says which process does the job. After the sweep was stopped, no job begins."
@@ -306,19 +306,19 @@ def _process(note):
 
 def _is_alive(pid):
     try: os.kill(pid, 0)
-    except ProcessLookupError: return False
+    except OSError: return False
     return True
 
 def stop_jobs():
     "Stop the sweep's jobs in other processes of this machine, and wait until they have kept their states."
-    (Sweep.folder/'stopped').touch()
+    with suppress(OSError): (Sweep.folder/'stopped').touch()                 # no folder yet, or a full disk
     running = {o: _process(o) for o in (Sweep.folder/'begun').glob('*.txt')}
     running = {o: pid for o, pid in running.items() if pid not in (None, os.getpid())}
     for pid in running.values():
-        with suppress(ProcessLookupError): os.kill(pid, signal.SIGTERM)
+        with suppress(OSError): os.kill(pid, signal.SIGTERM)
     while any(o.exists() and _is_alive(pid) for o, pid in running.items()): time.sleep(.05)
 
-# %% ../nbs/59_cli.ipynb #edaa59ea
+# %% ../nbs/59_cli.ipynb #8e05b826
 def _describe_loss(error):
     "Why a process has no result, for loky's or the job's own error."
     if isinstance(error, (KeyboardInterrupt, SystemExit)): return 'interrupted'
@@ -329,16 +329,20 @@ def _describe_loss(error):
     return (f"{text}, probably because memory ran out: fewer jobs at a time (hydra.launcher.n_jobs) or "
             "smaller batches (dataloader.batch_size) need less")
 
-def _fail_run(root, pid, since, text):
+def _fail_runs(root, pid, since, text):
     "Record as failed what a process was doing when it was killed."
     from filelock import FileLock, Timeout
     from gnosis_nb.runs import Run
     process = dict(pid=pid, host=socket.gethostname())
+    def is_lost(path):
+        state = Run(path, {}).state
+        return state.get('state') == 'running' and state.get('process') == process
     for path in [o.parent for o in Path(root).rglob('state.json') if o.stat().st_mtime >= since]:
+        if not is_lost(path): continue
         with suppress(Timeout), FileLock(path/'.lock', timeout=10):          # its children may still have it
-            run = Run(path, {})
-            if run.state.get('state') != 'running' or run.state.get('process') != process: continue
-            run.set_state('failed', finished=datetime.now(timezone.utc).isoformat(), error=text)
+            if not is_lost(path): continue                                   # another has taken it up
+            now = datetime.now(timezone.utc).isoformat()
+            Run(path, {}).set_state('failed', finished=now, error=text)
 
 def note_lost_job(
     cfg, # the job's settings and `hydra`, as Hydra composed them
@@ -347,12 +351,12 @@ def note_lost_job(
     "Record that a job's process was killed: in the job's run, and among the failures of the sweep."
     note, text = _note(cfg.hydra, 'begun'), _describe_loss(error)
     if pid := _process(note):
-        _fail_run(cfg.data_dir, pid, note.stat().st_mtime, text)
+        _fail_runs(cfg.data_dir, pid, note.stat().st_mtime, text)
         note.unlink()
     _note_failure(cfg.hydra, text)
 
 def _prepare_launcher(hydra):
-    "Refuse a launcher that cannot work here. Are its jobs processes of this machine, which end with this one?"
+    "Refuse a launcher that cannot work here. Are its jobs processes of this machine that end with this one?"
     kind = hydra.launcher._target_.rpartition('.')[2]
     missing = [o for o in ('sbatch', 'srun') if not shutil.which(o)]
     if kind == 'SlurmLauncher' and missing:                                  # Hydra hides other exceptions
@@ -388,6 +392,7 @@ def _heed_signals():
     for o in _SIGNALS:
         if signal.getsignal(o) != signal.SIG_IGN: signal.signal(o, _stop)
 
+# %% ../nbs/59_cli.ipynb #1ea86147
 def _interrupted(error):
     if isinstance(error, SystemExit) and error.code not in [128 + o for o in _SIGNALS]: raise error
     if Sweep.is_ours: stop_jobs()

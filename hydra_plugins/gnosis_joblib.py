@@ -65,7 +65,7 @@ def _pools(n_jobs):
     from joblib.externals.loky import ProcessPoolExecutor
     n = effective_n_jobs(n_jobs)
     threads = {o: os.environ.get(o, str(max(cpu_count() // n, 1))) for o in _THREADS}
-    return lambda: ProcessPoolExecutor(1, env=threads if n > 1 else None), n
+    return lambda: ProcessPoolExecutor(1, timeout=300, env=threads if n > 1 else None), n
 
 @contextmanager
 def _deaf_to_ctrl_c():

@@ -23,7 +23,8 @@ LAUNCHERS = dict(
         'init.num_cpus=2', 'init.include_dashboard=false', 'remote.num_cpus=1',
         'init.num_gpus=1', 'remote.num_gpus=0.5'))])  # a GPU in name only: Ray counts what it is told
 
-LONG = ['trainer.num_epochs=3', 'trainer.state_minutes=60', 'teacher.use_ckpts=false']
+NEW = ['teacher.use_ckpts=false', 'keep_predictions=false']
+LONG = [*NEW, 'trainer.num_epochs=3', 'trainer.state_minutes=60']
 
 def kept_epochs(folder):
     "How many epochs each training state below a folder has."
@@ -109,7 +110,7 @@ image_classification()"""
 def test_a_killed_process_takes_its_own_job_only(tmp_path):
     "The second job is in the middle of its work then, and the third has not begun."
     needs('joblib')
-    axes = ['seed=0,1,2', 'teacher.use_ckpts=false', f'data_dir={tmp_path}']
+    axes = [*NEW, 'seed=0,1,2', f'data_dir={tmp_path}']
     out = processes.run(KILLED, *OVERRIDES, *axes, *JOBLIB)
     error, = [o for o in out.stderr.splitlines() if o.startswith('error')]
     assert out.returncode == 1 and error.startswith('error in job 0 (') and 'Traceback' not in out.stderr

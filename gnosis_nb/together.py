@@ -112,18 +112,20 @@ def run_together(
                 results[i] = training.go_on()
                 if training.dead: _join(running.pop(i))
             let_others()  # where these are themselves a part of one that takes turns
-    finally:
-        for training in running.values(): _stop(training)
-        _set_random_state(device, random)
+    except BaseException as e:
+        for training in running.values(): _stop(training, e)
+        raise
+    finally: _set_random_state(device, random)
     return [results[i] for i in range(len(trainings))]
 
 def _join(training):
     "What comes after a training waits for what it has launched."
     if training.stream is not None: torch.cuda.current_stream(training.device).wait_stream(training.stream)
 
-def _stop(training):
-    "Let a training clean up. The error on the way is another one."
-    with suppress(BaseException): training.go_on(_Stopped)
+def _stop(training, error):
+    "Let a training clean up. An interruption is one for all; any other error is another training's."
+    interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+    with suppress(BaseException): training.go_on(type(error) if interrupted else _Stopped)
 
 def acquire(
     lock:FileLock, # that another training of this process may have

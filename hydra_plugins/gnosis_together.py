@@ -33,21 +33,31 @@ class TogetherLauncher(Launcher):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides, initial_job_idx):
-        from gnosis_nb.schema import ConfigError
-        if self.n_jobs < 1: raise ConfigError(f'hydra.launcher.n_jobs={self.n_jobs}: expected a number >= 1')
+        self.check()
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        jobs = [partial(self._job, initial_job_idx + i, o) for i, o in enumerate(job_overrides)]
-        return self._run(jobs)
+        return self.run([partial(self.job, initial_job_idx + i, o) for i, o in enumerate(job_overrides)])
 
-    def _job(self, number, overrides):
+    def compose(self, number, overrides):
+        "The settings of a job."
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config): config.hydra.job.id = config.hydra.job.num = number
-        return run_job(hydra_context=self.hydra_context, task_function=self.task_function, config=config,
-            job_dir_key='hydra.sweep.dir', job_subdir_key='hydra.sweep.subdir')
+        return config
 
-    def _run(self, jobs):
+    def job(self, number, overrides):
+        "Do a job."
+        return run_job(hydra_context=self.hydra_context, task_function=self.task_function,
+            config=self.compose(number, overrides), job_dir_key='hydra.sweep.dir',
+            job_subdir_key='hydra.sweep.subdir')
+
+    def check(self):
+        "Raise `ConfigError` for impossible settings."
+        from gnosis_nb.schema import ConfigError
+        if self.n_jobs < 1: raise ConfigError(f'hydra.launcher.n_jobs={self.n_jobs}: expected a number >= 1')
+
+    def run(self, jobs):
+        "What the jobs return."
         from gnosis_nb.reproducible import pick_device  # imports torch; wrong settings are refused before
         from gnosis_nb.together import run_together
         device = pick_device(self.config.get('device') or 'auto')

@@ -3,7 +3,7 @@
 `run` and `start` do what `python -c CODE ARGUMENTS…` does, in a session of its own. With `at=NAME` it stops
 just before it puts a file whose name matches NAME in its place for the n-th time."""
 import atexit, fnmatch, functools, gc, itertools, json, os, signal, socket, subprocess, sys, tempfile
-import threading, traceback
+import threading, time, traceback
 from pathlib import Path
 from types import ModuleType
 
@@ -62,6 +62,14 @@ def kill(process):
     "Kill a process and those that it has started."
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait()[0] == -signal.SIGKILL
+
+def until(condition, process=None):
+    "Wait for what other processes do, a minute at most. Then kill the process and all that it has started."
+    for _ in range(1200):
+        if condition(): return
+        time.sleep(.05)
+    if process: kill(process)
+    raise AssertionError('nothing has happened')
 
 
 # In the process that forks, and in its forks

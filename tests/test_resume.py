@@ -121,7 +121,8 @@ def test_a_dead_process_holds_no_lock(tmp_path):
     assert json.loads(Path(path, 'state.json').read_text())['process']['pid'] == again.pid
     assert len(find_runs(tmp_path)) == 2
 
-@pytest.mark.parametrize('sign, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize('sign, status', [
+    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_ctrl_c_and_the_scheduler_lose_nothing(tmp_path, sign, status):
     slow = ['trainer.num_epochs=4', 'trainer.state_minutes=60']
     process = start(tmp_path, *slow, at='teacher_0_train_metrics.csv', n=3)

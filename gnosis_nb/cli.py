@@ -332,10 +332,13 @@ def _describe_loss(error):
 def _fail_runs(root, pid, since, text):
     "Record as failed what a process was doing when it was killed."
     from filelock import FileLock, Timeout
+    from gnosis_nb.files import Unreadable
     from gnosis_nb.run_folder import Run
+    from gnosis_nb.runs import read_state
     process = dict(pid=pid, host=socket.gethostname())
     def is_lost(path):
-        state = Run(path, {}).state
+        try: state = read_state(path)
+        except Unreadable: return False
         return state.get('state') == 'running' and state.get('process') == process
     for path in [o.parent for o in Path(root).rglob('state.json') if o.stat().st_mtime >= since]:
         if not is_lost(path): continue

@@ -171,7 +171,7 @@ CTRL_C = """
 import atexit, os, signal
 from gnosis_nb.cli import image_classification
 from gnosis_nb.distill import FidelityTable
-from gnosis_nb.runs import Run
+from gnosis_nb.run_folder import Run
 def press(): os.kill(os.getpid(), signal.SIGINT)
 def press_before(owner, name, now):
     call = getattr(owner, name)

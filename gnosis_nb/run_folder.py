@@ -96,9 +96,10 @@ class Run:
     def write(self,
         name:str, # of a file in the run's folder
         write:Callable, # called with a path, to which it writes
+        flush:bool=False, # as in `write_atomic`; what can be made again needs it not
     )->Path: # where the file is
         "Write a file of the run."
-        path = write_atomic(self.path/name, write)
+        path = write_atomic(self.path/name, write, flush)
         if self._mirror: self._mirror.send(path)
         is_shown = path.suffix in ('.png', '.csv') and path.stem not in self.tables
         if is_shown: self._tell('send', path)
@@ -116,8 +117,10 @@ class Run:
         **facts, # JSON values
     ):
         "Record a state and further facts in `state.json`."
+        flush = state != self.state.get('state')
         self.state.update(state=state, **facts)
-        self.write_text('state.json', json.dumps(self.state, indent=1))
+        text = json.dumps(self.state, indent=1)
+        self.write('state.json', lambda tmp: tmp.write_text(text, encoding='utf-8'), flush)
 
     def __enter__(self):
         if self.new: self.path, self.new = _new_folder(self.path), False
@@ -410,7 +413,7 @@ def claim_run(
 
 def _runs_like(root, config, data, say=None):
     "Records and folders of the runs with these settings and data, newest first."
-    identity, found = run_identity(config), find_records(root, say or (lambda sentence: None))
+    identity, found = run_identity(config), find_records(root, say or (lambda sentence: None), outline=True)
     like = [(o, path) for path, o in found.items() if o.identity == identity and o.data == data]
     return sorted(like, key=lambda o: (o[0].started, str(o[1])), reverse=True)
 

@@ -141,13 +141,15 @@ class RunRecord:
 
 def read_run(
     folder:str|Path, # of a run
+    outline:bool=False, # without settings and results
 )->RunRecord:
     "The record of a run. Raises `Unreadable` if its state is not what it should be."
     folder = Path(folder)
     state = read_state(folder)
     def optional(name): return read_record(folder/name) if os.path.lexists(folder/name) else {}
     settings, results, problem = {}, {}, None
-    try: settings, results = flatten(optional('config.yaml')), optional('summary.json')
+    try:
+        if not outline: settings, results = flatten(optional('config.yaml')), optional('summary.json')
     except Unreadable as e: problem = str(e)
     own = {k: state.get(k) for k in ('state', 'identity', 'data', 'finished', 'error')}
     return RunRecord(**own, forced=state.get('forced', False), started=state.get('started', ''),
@@ -190,6 +192,7 @@ def _say(sentence): print(sentence, file=sys.stderr)
 def find_records(
     root:str|Path, # searched with everything below it
     say:Callable=_say, # called with a line for each folder that is left out
+    outline:bool=False, # without settings and results, where the index does not have them
 )->dict: # folder → `RunRecord`
     "The records of all runs below a folder, in the order of their folders."
     index, found, anew = _read_index(root), {}, 0
@@ -197,8 +200,8 @@ def find_records(
         stamp, name = _stamp(folder), os.path.relpath(folder, root)
         record = _kept(index.get(name), stamp)
         if record is None:
-            anew += 1
-            try: record = read_run(folder)
+            anew += not outline
+            try: record = read_run(folder, outline)
             except Unreadable as e:
                 say(f"left out: {e}")
                 continue

@@ -11,6 +11,7 @@ __all__ = ['STATISTICS', 'CIFAR102_SIZE', 'TINY_IMAGENET_MD5', 'TINY_IMAGENET_CO
 import inspect, zipfile
 from collections import Counter
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -35,6 +36,13 @@ STATISTICS = dict(
     imagenet=dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), **_RANGE))
 
 # %% ../../nbs/23_data.zoo.ipynb #01d56f75
+@lru_cache
+def _read_digits():
+    "The file of scikit-learn, read once in a process."
+    with keep_random_state():  # the first import of scikit-learn draws from Python's global generator
+        from sklearn.datasets import load_digits  # here, because it takes 2 seconds
+    return load_digits()
+
 def digits(
     root=None,          # unused: the images come with scikit-learn
     download:bool=True, # unused
@@ -45,9 +53,7 @@ def digits(
     "Scikit-learn's handwritten digits: 1,347 training and 450 test images [channels, size, size]."
     if size < 8: raise ValueError(f"size={size!r}: expected at least 8, the size of the originals")
     if channels not in (1, 3): raise ValueError(f"channels={channels!r}: expected 1 or 3")
-    with keep_random_state():  # the first import of scikit-learn draws from Python's global generator
-        from sklearn.datasets import load_digits  # here, because it takes 2 seconds
-    raw = load_digits()
+    raw = _read_digits()
     x = torch.tensor(raw.images, dtype=torch.float32)[:, None]*(255/16)
     x = F.interpolate(x, (size, size), mode='bilinear', align_corners=False).round().byte()
     y = torch.tensor(raw.target, dtype=torch.long)

@@ -51,12 +51,13 @@ def _of_option(text):
 
 def _of_key(text, cause, settings):
     "What Hydra and OmegaConf say of a key, with the key in front; None if they name none."
-    key = re.search(r"full_key: (\S+)", f'{text} {cause}') or re.search(r"Could not override '([\w./]+)'", text)
+    both = f'{text} {cause}'
+    key = re.search(r'full_key: (\S+)', both) or re.search(r"Could not override '([\w./]+)'", text)
     if not key: return None
-    if 'not in struct' in f'{text} {cause}': return f"{key[1]}: unknown key{suggest_setting(key[1], settings)}"
+    if 'not in struct' in both: return f'{key[1]}: unknown key{suggest_setting(key[1], settings)}'
     merged = re.match(r'Error merging override (.*)', text)
     why = (cause if merged else text).partition(' full_key: ')[0]
-    return f"{merged[1] if merged else key[1]}: {why}"
+    return f'{merged[1] if merged else key[1]}: {why}'
 
 def _one_line(error, settings):
     "What a user needs to know of an error, in one line."
@@ -73,14 +74,27 @@ COMMANDS = dict(image_classification=ImageClassification, text_classification=Te
 
 @contextmanager
 def _composing(command):
-    "Hydra in the block; its errors as one line."
+    "Hydra in the block; its errors and OmegaConf's as one line."
     try:
         with hydra.initialize_config_module('gnosis_nb.config', version_base='1.3'): yield
     except (HydraException, OmegaConfBaseException) as e:
         raise ConfigError(_one_line(e, COMMANDS[command])) from e
 
+def _unresolved(cfg, values, prefix=''):
+    "Keys whose value refers to nothing, or is missing."
+    for key, value in values.items():
+        if isinstance(value, dict): yield from _unresolved(cfg, value, f'{prefix}{key}.')
+        else:
+            try: OmegaConf.select(cfg, f'{prefix}{key}', throw_on_missing=True)
+            except OmegaConfBaseException: yield f'{prefix}{key}'
+
 def _typed(cfg, command):
-    return read_group(COMMANDS[command], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    try: values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as e:                                      # of one that may repeat others
+        keys = [*_unresolved(cfg, OmegaConf.to_container(cfg, resolve=False))]
+        if not keys: raise
+        raise ConfigError(f"{', '.join(keys)}: {str(e).splitlines()[0]}") from e
+    return read_group(COMMANDS[command], values)
 
 # %% ../nbs/59_cli.ipynb #d39b1c1c
 _CONFIG = files('gnosis_nb')/'config'
@@ -102,19 +116,22 @@ def _is_choice(value):
     "May it be given for a group of files?"
     return isinstance(value, str) or isinstance(value, list) and all(isinstance(o, str) for o in value)
 
+def _grammar(error):
+    "What a user needs to know of an override that is none."
+    words = re.sub(r"Error parsing override '.*'|LexerNoViable.*|\n *\^|See https.*", '', str(error)).strip()
+    return f"key=value, special characters in quotes{f' ({one_line(words, 200)})' if words else ''}"
+
 def _read_override(parser, text):
-    if _levels(text) > 16: raise ConfigError(f"{one_line(text, 100)}: expected at most 16 brackets in one another")
+    def refuse(expected): raise ConfigError(f'{one_line(text, 200)}: expected {expected}')
+    if _levels(text) > 16: refuse('at most 16 brackets in one another')
     try: override, = parser.parse_overrides([text])
-    except (HydraException, ValueError) as e:                                # of a number with 5,000 digits
-        words = re.sub(r"Error parsing override '.*'|LexerNoViable.*|\n *\^|See https.*", '', str(e)).strip()
-        grammar = 'expected key=value, special characters in quotes'
-        raise ConfigError(f"{one_line(text, 200)}: {grammar}{f' ({one_line(words, 200)})' if words else ''}") from e
-    key, value = override.key_or_group, override.value()
-    if not key: raise ConfigError(f"{one_line(text, 200)}: expected key=value")
-    if len(key) > 200: raise ConfigError(f"{one_line(key, 100)}: unknown key")
-    if override.type != OverrideType.DEL and not override.is_sweep_override() and _is_group(key):
-        if not _is_choice(value):
-            raise ConfigError(f"{one_line(text, 200)}: expected one of {', '.join(_options(key))}")
+    except (HydraException, ValueError) as e: refuse(_grammar(e))            # ValueError: of too many digits
+    key = override.key_or_group
+    if not key: refuse('key=value')
+    if len(key) > 200: raise ConfigError(f'{one_line(key, 200)}: unknown key')
+    is_one = override.type != OverrideType.DEL and not override.is_sweep_override()
+    if is_one and _is_group(key) and not _is_choice(override.value()):
+        refuse(f"one of {', '.join(_options(key))}")
     return override
 
 def _parse(overrides):
@@ -272,11 +289,11 @@ def _notes(kind):
     return [o.read_text(encoding='utf-8') for o in sorted(files, key=lambda o: int(o.stem))]
 
 def _sweep_folder(config):
-    "Where a multirun keeps its notes. From now on it is the same for all jobs, also if they differ in `exp_name`."
+    "Where a multirun keeps its notes. From now on it is the same for all jobs, whatever their `exp_name`."
     for key in ('data_dir', 'exp_name'): accept_setting(Settings, key, config[key])
     folder = config.hydra.sweep.dir
-    with read_write(config.hydra):
-        config.hydra.overrides.hydra.append(f'hydra.sweep.dir={QuotedString(folder, Quote.single).with_quotes()}')
+    quoted = QuotedString(folder, Quote.single).with_quotes()
+    with read_write(config.hydra): config.hydra.overrides.hydra.append(f'hydra.sweep.dir={quoted}')
     return folder
 
 class Sweep(Callback):
@@ -287,7 +304,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config, **kwargs):
         try: Sweep.folder = Path(_sweep_folder(config))
-        except (ConfigError, OmegaConfBaseException) as e:                   # Hydra would make a warning of it
+        except (ConfigError, OmegaConfBaseException) as e:                   # Hydra would only warn
             sys.exit(f'error: {_one_line(e, Settings)}')
         self.names = _swept(config.hydra)
         for kind in ('failures', 'runs'):
@@ -399,7 +416,7 @@ def _main(command):
         if {'--help', '-h'} & {*sys.argv[1:]}:
             print(help_page(command, [o for o in sys.argv[1:] if not o.startswith('-')]))
             return
-        _parse(get_args_parser().parse_args().overrides)                     # Hydra fails on some with a traceback
+        _parse(get_args_parser().parse_args().overrides)                     # Hydra fails on some otherwise
         decorate = hydra.main(config_path='pkg://gnosis_nb.config', config_name=command, version_base='1.3')
         decorate(_job(command, failed))()
         if failed: raise failed[0]

@@ -29,7 +29,8 @@ def one_line(
 ) -> str:
     "A text as it can be shown in one line: without line breaks, control characters written as in Python."
     if len(text) > most: text = f'{text[:most//3]} … {text[-most*2//3:]}'
-    return ''.join(map(_escape, ' '.join(o.strip() for o in text.splitlines())))
+    text = ' '.join(o.strip() for o in text.splitlines())
+    return text if text.isprintable() else ''.join(map(_escape, text))
 
 # %% ../nbs/50_schema.ipynb #cc607206
 class ConfigError(ValueError):
@@ -97,11 +98,11 @@ def _check_parts(value):
 def _check_content(kind, value):
     "Refuse values of a plain type that cannot be computed with or kept."
     if kind in (list, dict): _check_parts(value)
-    elif kind is int and not -2**63 <= value < 2**63: raise _Unfit('expected a whole number of 64 bits', value)
-    elif kind is float and abs(value) > 3.4e38: raise _Unfit('expected a number that float32 can hold', value)
-    elif kind is str and len(value) > 4096: raise _Unfit('expected a word of at most 4096 characters', value)
-    elif kind is str and _has_control(value):
-        raise _Unfit('expected a word without control characters', value)
+    if kind is int and not -2**63 <= value < 2**63: raise _Unfit('expected a whole number of 64 bits', value)
+    if kind is float and abs(value) > 3.4e38: raise _Unfit('expected a number that float32 can hold', value)
+    if kind is not str: return
+    if len(value) > 4096: raise _Unfit('expected a word of at most 4096 characters', value)
+    if _has_control(value): raise _Unfit('expected a word without control characters', value)
 
 # %% ../nbs/50_schema.ipynb #c48bf173
 @lru_cache(maxsize=None)
@@ -166,7 +167,7 @@ def accept(
 # %% ../nbs/50_schema.ipynb #6a5a911e
 def _shown(value):
     try: return one_line(repr(value), 120)
-    except (ValueError, RecursionError): return '…'                          # more digits or levels than Python writes
+    except (ValueError, RecursionError): return '…'                          # beyond 4,300 digits, for one
 
 def accept_setting(
     cls:type, # a group
@@ -239,9 +240,9 @@ def _read(cls, values, prefix, root):
         if key not in values: raise ConfigError(f"{prefix}{key}: missing")
     def part(key): return _read(kinds[key], values[key], f'{prefix}{key}.', root)
     groups = [key for key, kind in kinds.items() if is_dataclass(kind)]
-    try:
+    try: # its own values first: a group below may repeat one
         own = {key: accept_setting(cls, key, values[key]) for key in kinds if key not in groups}
-    except ConfigError as e: raise ConfigError(f'{prefix}{e}') from None     # first, as groups can repeat them
+    except ConfigError as e: raise ConfigError(f'{prefix}{e}') from None
     below = {key: part(key) for key in groups}
     try: return cls(**own, **below)
     except ConfigError as e: raise ConfigError(f'{prefix}{e}') from None

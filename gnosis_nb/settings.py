@@ -22,8 +22,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Literal, TypedDict, get_args
 
-from .schema import (ConfigError, Count, Decay, Divisor, Group, Natural, NotNegative, Number, NumpySeed,
-    Positive, Range, Seed, Share, Switch, accept_setting, as_dict, blame)    # noqa: F401 (the last two for users)
+from .schema import (ConfigError, Count, Decay, Divisor, Group, Natural, NotNegative, Number,
+    NumpySeed, Positive, Range, Seed, Share, Switch, accept_setting, as_dict, blame)         # noqa: F401
 
 _all_ = ['ConfigError', 'as_dict', 'blame']
 
@@ -497,7 +497,7 @@ class ImageDistillation(TextDistillation):
                    'noise']
     transforms_list:list[TransformName]
     noise:Share
-    extra:Annotated[list, _sets]                                             # each an `ExtraSet` with more options
+    extra:Annotated[list, _sets]                                             # each an `ExtraSet`, and more
     mixup_alpha:NotNegative
     mixup_portion:Share
     synth_ratio:NotNegative

@@ -162,38 +162,46 @@ _Factor = NotNegative | Annotated[list[NotNegative], _ascending]
 _Interpolation = Literal['nearest', 'bilinear']
 
 class CropOptions(TypedDict, total=False):
+    "Arguments of `random_crop`."
     padding:Natural
     size:_Sides | None
     fill:_Grey
 
 class FlipOptions(TypedDict, total=False):
+    "With which probability an image is mirrored."
     p:Share
 
 class RotationOptions(TypedDict, total=False):
+    "Arguments of `random_rotation`."
     degrees:NotNegative | Annotated[list[Number], _ascending]
     interpolation:_Interpolation
     fill:_Grey
 
 class PerspectiveOptions(TypedDict, total=False):
+    "Arguments of `random_perspective`."
     distortion_scale:Share
     p:Share
     interpolation:_Interpolation
     fill:_Grey
 
 class GrayscaleOptions(TypedDict, total=False):
+    "Arguments of `random_grayscale`."
     p:Share
 
 class JitterOptions(TypedDict, total=False):
+    "Arguments of `random_colorjitter`."
     brightness:_Factor
     contrast:_Factor
     saturation:_Factor
     hue:_Half | Annotated[list[_Turn], _ascending]
 
 class BlurOptions(TypedDict, total=False):
+    "Arguments of `random_gaussian_blur`."
     kernel_size:_Odd | Annotated[list[_Odd], Range('(across and down)', lambda v: len(v) == 2)]
     sigma:Divisor | Annotated[list[Divisor], _ascending]
 
 class ResizedCropOptions(TypedDict, total=False):
+    "Arguments of `RandomResizedCrop`."
     size:_Sides | None
     scale:Share | Annotated[list[Share], _ascending]
     ratio:Divisor | Annotated[list[Divisor], _ascending]
@@ -477,6 +485,7 @@ _sets = Range('of data sets: [{name: svhn, num: 10000}]',
               lambda v: all(isinstance(o, dict) and isinstance(o.get('name'), str) for o in v))
 
 class ExtraSet(TypedDict, total=False):
+    "Images of another set that a student is shown; further keys are options of that set."
     name:str
     root_dir:str | None
     num:Count | None

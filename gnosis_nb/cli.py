@@ -13,22 +13,24 @@ from copy import deepcopy
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.resources import files
+from itertools import accumulate
 from pathlib import Path
 
 import hydra
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: PLC2701 (Hydra has no public one)
+from hydra._internal.utils import get_args_parser  # noqa: PLC2701
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from .schema import ConfigError, Group, read_group, suggest_setting
-from .settings import ImageClassification, ImageGeneration, TextClassification
+from .schema import ConfigError, Group, accept_setting, one_line, read_group, suggest_setting
+from .settings import ImageClassification, ImageGeneration, Settings, TextClassification
 
 # %% ../nbs/59_cli.ipynb #5a8db06e
 def _is_users(error):
@@ -40,15 +42,32 @@ def _is_users(error):
     from gnosis_nb.stores import StoreError
     return isinstance(error, (CheckpointError, RunLocked, StoreError))
 
+def _of_option(text):
+    "What Hydra says of a choice that is none, in our words; None if it says something else."
+    found = re.search(r"Could not find '(.+)' Available options in '(.+)': (.*)$", text)
+    if not found: return None
+    given, group, options = found.groups()
+    names = [o for o in options.split() if not o.startswith('_')]
+    return f"{group}={given.removeprefix(f'{group}/')}: expected one of {', '.join(names)}"
+
+def _of_key(text, cause, settings):
+    "What Hydra and OmegaConf say of a key, with the key in front; None if they name none."
+    both = f'{text} {cause}'
+    key = re.search(r'full_key: (\S+)', both) or re.search(r"Could not override '([\w./]+)'", text)
+    if not key: return None
+    if 'not in struct' in both: return f'{key[1]}: unknown key{suggest_setting(key[1], settings)}'
+    merged = re.match(r'Error merging override (.*)', text)
+    why = (cause if merged else text).partition(' full_key: ')[0]
+    return f'{merged[1] if merged else key[1]}: {why}'
+
 def _one_line(error, settings):
     "What a user needs to know of an error, in one line."
-    text = ' '.join(str(error).split()).split(' Config search path')[0]
+    text, cause = (' '.join(str(o).split()) for o in (error, error.__cause__))
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        text = text.split(' Config search path')[0]
+        text = _of_option(text) or _of_key(text, cause, settings) or text
     text = re.sub(r'^Exception occured in .+? when calling event .+?: ', '', text)     # fastai's preface
-    key = re.search(r"full_key: ([\w.]+)|Could not override '([\w./]+)'", text)
-    if key and 'not in struct' in f'{text} {error.__cause__}':
-        name = key[1] or key[2]
-        return f"{name}: unknown key{suggest_setting(name, settings)}"
-    return text
+    return one_line(text)
 
 # %% ../nbs/59_cli.ipynb #c3f8a7a8
 COMMANDS = dict(image_classification=ImageClassification, text_classification=TextClassification,
@@ -56,24 +75,76 @@ COMMANDS = dict(image_classification=ImageClassification, text_classification=Te
 
 @contextmanager
 def _composing(command):
-    "Hydra in the block; its errors as one line."
+    "Hydra in the block; its errors and OmegaConf's as one line."
     try:
         with hydra.initialize_config_module('gnosis_nb.config', version_base='1.3'): yield
     except (HydraException, OmegaConfBaseException) as e:
         raise ConfigError(_one_line(e, COMMANDS[command])) from e
 
-def _typed(cfg, command):
-    return read_group(COMMANDS[command], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+def _unresolved(cfg, values, prefix=''):
+    "Keys whose value refers to nothing, or is missing."
+    for key, value in values.items():
+        if isinstance(value, dict): yield from _unresolved(cfg, value, f'{prefix}{key}.')
+        else:
+            try: OmegaConf.select(cfg, f'{prefix}{key}', throw_on_missing=True)
+            except OmegaConfBaseException: yield f'{prefix}{key}'
 
-# %% ../nbs/59_cli.ipynb #e68bcd10
+def _typed(cfg, command):
+    try: values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as e:                                      # of one that may repeat others
+        keys = [*_unresolved(cfg, OmegaConf.to_container(cfg, resolve=False))]
+        if not keys: raise
+        raise ConfigError(f"{', '.join(keys)}: {str(e).splitlines()[0]}") from e
+    return read_group(COMMANDS[command], values)
+
+# %% ../nbs/59_cli.ipynb #d39b1c1c
 _CONFIG = files('gnosis_nb')/'config'
 
-def _parse(overrides): return OverridesParser.create().parse_overrides(list(overrides))
+def _is_group(key): return re.match('hydra(/|$)', key) or (_CONFIG/key).is_dir()
 
+def _options(group):
+    "Names of the files of a group."
+    if not (_CONFIG/group).is_dir(): return []
+    names = sorted(o.name for o in (_CONFIG/group).iterdir() if o.name.endswith('.yaml'))
+    return [o.removesuffix('.yaml') for o in names if not o.startswith('_')]
+
+def _levels(text):
+    "How deep brackets are nested."
+    steps = ((character in '[{(') - (character in ')}]') for character in text)
+    return max(accumulate(steps), default=0)
+
+def _is_choice(value):
+    "May it be given for a group of files?"
+    return isinstance(value, str) or isinstance(value, list) and all(isinstance(o, str) for o in value)
+
+def _grammar(error):
+    "What a user needs to know of an override that is none."
+    words = re.sub(r"Error parsing override '.*'|LexerNoViable.*|\n *\^|See https.*", '', str(error)).strip()
+    return f"key=value, special characters in quotes{f' ({one_line(words, 200)})' if words else ''}"
+
+def _read_override(parser, text):
+    def refuse(expected): raise ConfigError(f'{one_line(text, 200)}: expected {expected}')
+    if _levels(text) > 16: refuse('at most 16 brackets in one another')
+    try: override, = parser.parse_overrides([text])
+    except (HydraException, ValueError) as e: refuse(_grammar(e))            # ValueError: of too many digits
+    key = override.key_or_group
+    if not key: refuse('key=value')
+    if len(key) > 200: raise ConfigError(f'{one_line(key, 200)}: unknown key')
+    is_one = override.type != OverrideType.DEL and not override.is_sweep_override()
+    if is_one and _is_group(key) and not _is_choice(override.value()):
+        refuse(f"one of {', '.join(_options(key))}")
+    return override
+
+def _parse(overrides):
+    "Overrides as Hydra's objects. Raises a `ConfigError` that names the one which cannot be composed."
+    parser = OverridesParser.create()
+    return [_read_override(parser, o) for o in overrides]
+
+# %% ../nbs/59_cli.ipynb #e68bcd10
 def _sets_value(override):
     "Does it set one value, without choosing files and without adding or removing keys?"
     key = override.key_or_group
-    special = override.package or key.startswith('hydra') or (_CONFIG/key).is_dir()
+    special = override.package or key.startswith('hydra') or _is_group(key)
     return override.type == OverrideType.CHANGE and not special and not isinstance(override.value(), dict)
 
 def _split(overrides):
@@ -87,10 +158,15 @@ def _base(command, choices):
     "The settings with these choices of files, and what a preset among them sweeps."
     cfg = hydra.compose(command, list(choices), return_hydra_config=True)
     swept = OmegaConf.to_container(cfg.hydra.sweeper.params or OmegaConf.create(), resolve=True)
-    return OmegaConf.masked_copy(cfg, [k for k in cfg if k != 'hydra']), swept
+    own = OmegaConf.masked_copy(cfg, [k for k in cfg if k != 'hydra'])
+    OmegaConf.set_struct(own, True)                                          # unknown keys are refused
+    return own, swept
 
 def _composed(command, overrides, copies): # copies: of bases; jobs that set the same keys can share one
-    choices, values = _split(_parse(overrides))
+    given = _parse(overrides)
+    several = [one_line(o.input_line, 200) for o in given if o.is_sweep_override()]
+    if several: raise ConfigError(f"{several[0]}: expected one value; several are for a multirun, -m")
+    choices, values = _split(given)
     if choices not in copies: copies[choices] = deepcopy(_base(command, choices)[0])
     for o in values: OmegaConf.update(copies[choices], o.key_or_group, o.value())
     return _typed(copies[choices], command)
@@ -180,16 +256,13 @@ def _page(values, comments, prefix='', indent=0):
 _ADDED = dict(image_classification=('experiment', 'capacity', 'optimizer', 'recipe'),
               text_classification=('experiment', 'optimizer', 'recipe'), image_generation=('experiment',))
 
-def _options(group, plus=''):
-    names = sorted(o.name for o in (_CONFIG/group).iterdir() if o.name.endswith('.yaml'))
-    return f"  {plus}{group}=" + ' | '.join(o.removesuffix('.yaml') for o in names if not o.startswith('_'))
-
 def help_page(
     command:str, # a key of `COMMANDS`
     overrides:list=(), # as on the command line
 )->str:
     "Every setting of a command with its value and its comment, and the options of every group."
     with _composing(command):
+        _parse(overrides)
         cfg = hydra.compose(command, list(overrides), return_hydra_config=True)
         choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith('hydra/')}
         choices.setdefault('logger')                                         # Hydra lists no list of choices
@@ -197,8 +270,9 @@ def help_page(
         values = OmegaConf.to_container(own, resolve=False)
     usage = f"gnosis-{command.replace('_', '-')} [-m] [key=value …] [group=option …] [+experiment=preset]"
     what = 'Settings, with these overrides:' if overrides else 'Settings and their defaults:'
-    groups = [_options(o) for o in sorted({*choices} - {*_ADDED[command]})]
-    added = [_options(o, '+') for o in _ADDED[command]]                      # they have no default
+    def line(group, plus=''): return f"  {plus}{group}={' | '.join(_options(group))}"
+    groups = [line(o) for o in sorted({*choices} - {*_ADDED[command]})]
+    added = [line(o, '+') for o in _ADDED[command]]                          # they have no default
     head = [usage, '', 'Groups and their options:', *groups, *added, '', what, '']
     return '\n'.join([*head, *_page(values, _comments(command, choices))])
 
@@ -215,6 +289,14 @@ def _notes(kind):
     files = (Sweep.folder/kind).glob('*.txt') if Sweep.folder else []
     return [o.read_text(encoding='utf-8') for o in sorted(files, key=lambda o: int(o.stem))]
 
+def _sweep_folder(config):
+    "Where a multirun keeps its notes. From now on it is the same for all jobs, whatever their `exp_name`."
+    for key in ('data_dir', 'exp_name'): accept_setting(Settings, key, config[key])
+    folder = config.hydra.sweep.dir
+    quoted = QuotedString(folder, Quote.single).with_quotes()
+    with read_write(config.hydra): config.hydra.overrides.hydra.append(f'hydra.sweep.dir={quoted}')
+    return folder
+
 class Sweep(Callback):
     """Tells the process that begins a multirun where its folder is, and each job what varies.
 
@@ -222,7 +304,10 @@ class Sweep(Callback):
     folder, swept, is_ours = None, (), False
 
     def on_multirun_start(self, config, **kwargs):
-        Sweep.folder, Sweep.is_ours = Path(config.hydra.sweep.dir), _prepare_launcher(config.hydra)
+        try: Sweep.folder = Path(_sweep_folder(config))
+        except (ConfigError, OmegaConfBaseException) as e:                   # Hydra would only warn
+            sys.exit(f'error: {_one_line(e, Settings)}')
+        Sweep.is_ours = _prepare_launcher(config.hydra)
         self.names = _swept(config.hydra)
         for kind in ('failures', 'runs', 'begun'):
             for o in (Sweep.folder/kind).glob('*.txt'): o.unlink()           # of an earlier sweep
@@ -251,7 +336,8 @@ def _write_note(hydra, kind, text):
     write_atomic(_note(hydra, kind), lambda tmp: tmp.write_text(text, encoding='utf-8'))
 
 def _note_failure(hydra, text):
-    _write_note(hydra, 'failures', f"error in job {hydra.job.num} ({hydra.job.override_dirname}): {text}")
+    what = one_line(hydra.job.override_dirname, 300)
+    _write_note(hydra, 'failures', f"error in job {hydra.job.num} ({what}): {text}")
 
 def _describe_failure(error, settings):
     if _is_users(error): return _one_line(error, settings)
@@ -283,7 +369,7 @@ def _labelled(label):
 def _job_label(job, swept):
     "The job's number and its values of what is swept, by the last parts of the names."
     given = (o.lstrip('+').partition('=') for o in job.overrides.task)
-    values = [f"{name.split('.')[-1]}={value}" for name, _, value in given if name in swept]
+    values = [one_line(f"{name.split('.')[-1]}={value}", 60) for name, _, value in given if name in swept]
     return f"[{' '.join(filter(None, [str(job.job.num), ','.join(values)]))}] "
 
 # %% ../nbs/59_cli.ipynb #24e4c8fd
@@ -429,6 +515,7 @@ def _main(command):
         if {'--help', '-h'} & {*sys.argv[1:]}:
             print(help_page(command, [o for o in sys.argv[1:] if not o.startswith('-')]))
             return
+        _parse(get_args_parser().parse_args().overrides)                     # Hydra fails on some otherwise
         decorate = hydra.main(config_path='pkg://gnosis_nb.config', config_name=command, version_base='1.3')
         decorate(_job(command, failed))()
         if failed: raise failed[0]

@@ -199,12 +199,8 @@ def image_augmentation(
     more:list=(), # names of transforms that a student's policy adds
 ):
     "The batch transform that the settings describe; None when there is nothing to do."
-    options, own = settings.options(), settings.transforms_list
-    for key, names in {'augmentation.transforms_list': own, 'distill_loader.transforms_list': more}.items():
-        for name in names:
-            with blame(f'augmentation.{name}' if name in options else key): augmentation([name], options)
-    with blame('augmentation.random_apply'):
-        return augmentation([*own, *more], options, settings.random_apply.p)
+    with blame('distill_loader.transforms_list'):
+        return augmentation([*settings.transforms_list, *more], settings.options(), settings.random_apply.p)
 
 # %% ../nbs/52_inputs.ipynb #cfb75053
 def shift_and_scale(

@@ -1,4 +1,5 @@
 "Settings: commands compose as written, files and types agree, and an error begins with the key."
+import json
 import os
 import re
 import subprocess
@@ -7,7 +8,7 @@ from dataclasses import is_dataclass
 from importlib.resources import files
 from itertools import zip_longest
 from types import UnionType
-from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import hydra
 import pytest
@@ -18,7 +19,8 @@ from omegaconf import OmegaConf
 
 from gnosis_nb.cli import COMMANDS, compose, compose_sweep, help_page
 from gnosis_nb.data.blocks import POLICIES, POLICY_OPTIONS
-from gnosis_nb.schema import ConfigError, as_dict, read_group, setting_names
+from gnosis_nb.runs import flatten
+from gnosis_nb.schema import ConfigError, as_dict, one_line, read_group, setting_names
 
 CONFIG = files('gnosis_nb')/'config'
 FILES = sorted(CONFIG.rglob('*.yaml'))
@@ -218,6 +220,9 @@ image_classification()"""
 @pytest.mark.parametrize('argument, status, said', [
     ('no_such_key=1', 1, ['error: no_such_key: unknown key']),
     ('trainer.num_epochs=0', 1, ['error: trainer.num_epochs=0: expected a whole number > 0']),
+    ('trial_id=' + '9'*23, 1, [f"error: trial_id={'9'*23}: expected a whole number in [0, 2**63)"]),
+    ('density_model=1.5', 1, ['error: density_model=1.5: expected one of dcgan, sngan']),
+    ('exp_name="a\nb"', 1, [r"error: exp_name='a\nb': expected a word without control characters"]),
     ('--help', 0, [])])
 def test_settings_are_checked_before_torch_is_imported(tmp_path, argument, status, said):
     env = {**os.environ, 'PYTHONPATH': str(ROOT)}
@@ -227,6 +232,22 @@ def test_settings_are_checked_before_torch_is_imported(tmp_path, argument, statu
     assert (p.returncode, lines, imported) == (status, said, 'False')
     assert ('num_epochs: 300' in p.stdout) == (argument == '--help') and not list(tmp_path.iterdir())
 
+OUTSIDE = "exp_name='../b': expected a word for a folder in data_dir"
+
+JOBS = ['error in job 0 (exp_name=a,trainer.num_epochs=0): trainer.num_epochs=0: expected',
+        f'error in job 1 (exp_name=../b,trainer.num_epochs=0): {OUTSIDE}']
+
+@pytest.mark.parametrize('names, said, made', [
+    ('../b', [f'error: {OUTSIDE}'], []), ('a,../b', JOBS, ['data/experiments/image_classification'])])
+def test_a_sweep_over_names_keeps_its_notes_and_makes_no_folder_outside(tmp_path, names, said, made):
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    p = subprocess.run([sys.executable, '-c', PROGRAM, '-m', f'exp_name={names}', 'trainer.num_epochs=0'],
+        cwd=tmp_path, env=env, capture_output=True, text=True)
+    lines = p.stderr.splitlines()[:-1]
+    assert p.returncode == 1 and len(lines) == len(said)
+    assert all(line.startswith(o) for line, o in zip(lines, said))
+    assert [o.relative_to(tmp_path).as_posix() for o in tmp_path.glob('*/*/*')] == made
+    assert len([*tmp_path.glob('*')]) == len([*tmp_path.glob('*/*')]) == len(made)
 
 # What is refused
 
@@ -238,7 +259,7 @@ REFUSED = [
     (IMAGES, 'distill_loader.splits=[]',
      'distill_loader.splits=[]: expected a split of the training set, or images'),
     (IMAGES, 'distill_loader.temp=true',
-     'distill_loader.temp=True: expected a number or a list, each a number'),
+     'distill_loader.temp=True: expected a number in [1e-6, 1e6] or a list, each a number in'),
     (IMAGES, 'distill_loader.extra=[svhn]', "distill_loader.extra=['svhn']: expected a list of data sets"),
     (IMAGES, 'distill_loader.noise=2', 'distill_loader.noise=2: expected a number in [0, 1]'),
     (IMAGES, 'distill_loader.noise=1 loss.alpha=0.5',
@@ -268,6 +289,34 @@ REFUSED = [
     (IMAGES, 'dataset=imdb', "dataset.name='imdb': expected one of cifar10"),
     (IMAGES, 'logger=s3', 'logger=s3: needs logger.bucket_name'),
     (TEXTS, 'dataset=digits', "dataset.name='digits': expected one of imdb, sentences"),
+    (IMAGES, 'seed=' + '9'*5000, 'seed=999'),
+    (TEXTS, f'trainer.num_epochs={MANY}', f'trainer.num_epochs={MANY}: expected a whole number < 2**31'),
+    (TEXTS, f'dataset.max_len={MANY}', f'dataset.max_len={MANY}: expected a whole number < 2**31'),
+    (GANS, 'trainer.num_gen_updates={}', 'trainer.num_gen_updates={}: expected a whole number > 0'),
+    (IMAGES, 'trainer.optimizer.weight_decay=1e308',
+     'trainer.optimizer.weight_decay=1e+308: expected a number <= 1e6'),
+    (IMAGES, 'trainer.optimizer.lr=1' + '0'*400, 'trainer.optimizer.lr=1000'),
+    (IMAGES, 'trainer.optimizer.lr=null', 'trainer.optimizer.lr=None: expected a number > 0'),
+    (IMAGES, 'distill_loader.temp=1e-300', 'distill_loader.temp=1e-300: expected a number in [1e-6, 1e6] or'),
+    (TEXTS, 'distill_loader.temp=[1,0]', 'distill_loader.temp[1]=0: expected a number in [1e-6, 1e6]'),
+    (IMAGES, 'distill_loader.extra=[{name:svhn,temp:-1}]', 'distill_loader.extra[0].temp=-1: expected a'),
+    (IMAGES, 'augmentation.horizontal_flip.p=-1', 'augmentation.horizontal_flip.p=-1: expected a number in'),
+    (IMAGES, 'augmentation.vertical_flip.p=-1', 'augmentation.vertical_flip.p=-1: expected a number in [0,'),
+    (GANS, 'augmentation.gaussian_blur.sigma=[0,1]', 'augmentation.gaussian_blur.sigma[0]=0: expected a'),
+    (IMAGES, '+augmentation.crop.paddign=1', 'augmentation.crop.paddign=1: unknown key, expected padding'),
+    (IMAGES, 'teacher.options={a:[nan]}', 'teacher.options.a[0]=nan: expected a number'),
+    (IMAGES, 'dataset=null', 'dataset=null: expected one of cifar10, cifar100,'),
+    (IMAGES, 'dataset=nope', 'dataset=nope: expected one of cifar10, cifar100,'),
+    (IMAGES, 'logger=[s3,5]', 'logger=[s3,5]: expected one of local, mlflow'),
+    (IMAGES, '+experiment=small/nope', 'experiment=small/nope: expected one of'),
+    (IMAGES, 'trainer=3', 'trainer=3: expected settings below it'),
+    (IMAGES, 'seed.x=1', 'seed.x: unknown key'),
+    (IMAGES, 'seed=[', 'seed=[: expected key=value, special characters in quotes'),
+    (IMAGES, 'seed=' + '['*40, 'seed=[[[[[[['),
+    (IMAGES, 'seed=1,2', 'seed=1,2: expected one value'),
+    (IMAGES, 'exp_name=é', 'exp_name=é: expected key=value, special characters in quotes'),
+    (IMAGES, 'classifier.name=${no}', "teacher.name, classifier.name: Interpolation key 'no' not found"),
+    (IMAGES, 'device=' + 'x'*9999, "device='xxx"),
     (TEXTS, 'dataset.max_len=0', 'dataset.max_len=0: expected a whole number > 0 or null'),
     (TEXTS, 'dataset.min_freq=many', "dataset.min_freq='many': expected a whole number > 0"),
     (TEXTS, 'dataset=sentences dataset.noise=2', 'dataset.noise=2: expected a number in [0, 1]'),
@@ -295,6 +344,18 @@ def test_what_is_refused(command, line, message):
     with pytest.raises(ConfigError) as e: compose(line.split(), command)
     assert str(e.value).startswith(message) and '\n' not in str(e.value)
 
+@pytest.mark.parametrize('name', ['..', '.', '../x', 'a/../b', '/tmp/x', 'a//b', 'a/', '""', '"a "', '"a\\b"',
+    'x'*256, f'"{"é"*128}"', '/'.join('x'*600)])
+@pytest.mark.parametrize('key', ['exp_name', 'job_name'])
+def test_a_name_that_is_no_folder_in_data_dir_is_refused(key, name):
+    with pytest.raises(ConfigError, match=f'^{key}=.*: expected a word for a folder in data_dir'):
+        compose([f'{key}={name}'])
+
+@pytest.mark.parametrize('name', ['a', 'a/b', 'synth-aug_results', '"a b"', '..a', 'x'*255, f'"{"é"*127}"'])
+def test_other_names_are_folders_in_data_dir(name):
+    cfg = compose([f'exp_name={name}', f'job_name={name}'])
+    assert cfg.exp_name == cfg.job_name == name.strip('"')
+
 def leaf_types(group, prefix=''):
     "Dotted keys of settings that are made, with their annotations."
     for key, kind in get_type_hints(type(group), include_extras=True).items():
@@ -307,6 +368,7 @@ def python_types(kind):
     if origin is Annotated: return python_types(args[0])
     if origin is Literal: return set(map(type, args))
     if origin in (Union, UnionType): return set().union(*map(python_types, args))
+    if is_typeddict(kind): return {dict}
     return {int, float} if kind is float else {origin or kind}
 
 SETTINGS = {command: compose([], command) for command in COMMANDS}
@@ -328,3 +390,117 @@ def test_a_value_of_another_type_is_refused_by_its_key(data):
     node[last] = value
     with pytest.raises(ConfigError) as e: read_group(COMMANDS[command], nested)
     assert str(e.value).startswith(f'{key}={value!r}: expected ')
+
+# Whatever is given
+
+HUGE = 9*10**4298  # 4,299 digits, as many as Python reads
+WORDS = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from([
+        '', ' ', '.', '..', '../x', '/tmp/x', 'a/../b', 'a\\b', 'a\n', 'a\x1b[2J', 'a\x00', '\u2028',
+        '\ud800', 'é'*200, 'x'*5000, 'auto', 'null', 'nan', '1e-3', 'SGD', 's3', '日本', '???', '${seed}']))
+NUMBERS = st.one_of(
+    st.integers(-3, 3), st.integers(), st.floats(),
+    st.sampled_from([2**31, 2**63, -2**63, 2**64, HUGE, -HUGE, 1e-320, 1e38, 3.5e38, 1e308]))
+PLAIN = st.one_of(st.none(), st.booleans(), NUMBERS, WORDS)
+ANYTHING = st.recursive(PLAIN, lambda inner: st.one_of(
+    st.lists(inner, max_size=3), st.dictionaries(WORDS | st.integers(), inner, max_size=3)), max_leaves=5)
+
+LIKE = {bool: st.booleans(), int: NUMBERS, float: NUMBERS | st.floats(0, 1), str: WORDS}  # of the right type
+
+def cases(nests):
+    "Strategy of: which settings, a path in them (one of ten ends with another name), a value."
+    def around(place):
+        i, path, old = place
+        name = st.integers(0, 9).flatmap(lambda n: WORDS if n == 9 else st.just(path[-1]))
+        value = LIKE.get(type(old), PLAIN) | ANYTHING
+        return st.tuples(st.just(i), name.map(lambda o: [*path[:-1], o]), value)
+    places = [(i, key.split('.'), old) for i, o in enumerate(nests) for key, old in flatten(o).items()]
+    return st.sampled_from(places).flatmap(around)
+
+BASES = {
+    IMAGES: [[], 'dataset=mnist classifier=vgg loss=decoupled_kd density_model=dcgan policy=ood'.split(),
+             'dataset=digits classifier=timm loss=ts_cvx_cross_ent teacher=hub logger=wandb'.split()],
+    TEXTS: [[], ['dataset=sentences', 'loss=dist', 'scale=text_smoke']],
+    GANS: [[], ['dataset=image_folder', 'density_model=dcgan']]}
+
+def finite(value):
+    "Is no number in there infinite, or NaN, in float32?"
+    if isinstance(value, dict): return finite([*value.values()])
+    if isinstance(value, list): return all(map(finite, value))
+    return not isinstance(value, float) or abs(value) <= 3.4e38
+
+def check_settings(cfg, command):
+    "Typed, the same when files give them back, and a run of theirs stays in its folder."
+    nested = as_dict(cfg)
+    assert read_group(COMMANDS[command], nested) == cfg and finite(nested)
+    assert json.loads(json.dumps(nested)) == nested
+    folder = os.path.normpath(os.path.join('/data', cfg.exp_name, cfg.job_name or 'drawn'))
+    assert folder.startswith(f'/data/{cfg.exp_name}/') and not {'.', '..', ''} & {*folder[1:].split('/')}
+
+def check_refusal(message, key):
+    "One line of a readable length, which names the key."
+    assert one_line(key[:80]) in message and len(message) <= 620
+    assert len(message.splitlines()) == 1 and not re.search('[\x00-\x1f\x7f-\x9f\ud800-\udfff]', message)
+
+def changed(nested, path, value):
+    "The same settings with another value at a path."
+    name, *rest = path
+    return {**nested, name: changed(nested[name], rest, value) if rest else value}
+
+# 2,034 cases. `read_group` sees every value, 1,800 of them here. Before it, an override passes Hydra's
+# grammar and OmegaConf, which takes 20 ms where a value is set, and ten times as long where Hydra has to
+# choose files: 210 cases go the first way and 24 the second, where Hydra alone has to answer the same.
+@pytest.mark.parametrize('command', COMMANDS)
+def test_any_value_makes_settings_or_one_line(command):
+    nests = [as_dict(compose(base, command)) for base in BASES[command]]
+    @settings(max_examples=150, deadline=None, derandomize=True, database=None)
+    @given(st.lists(cases(nests), min_size=4, max_size=4))
+    def check(drawn):
+        for i, path, value in drawn:
+            try: cfg = read_group(COMMANDS[command], changed(nests[i], path, value))
+            except ConfigError as e: check_refusal(str(e), '.'.join(path))
+            else: check_settings(cfg, command)
+    check()
+
+PIECES = st.sampled_from([
+    '0', '1', '2', '.5', '-', 'e', '9'*23, '9'*5000, 'nan', 'inf', 'null', 'true', 'a', 'b', 'é', '日',
+    '"', "'", '\\', '[', ']', '{', '}', '(', ')', ',', ':', '=', ' ', '\n', '\t', '\x00', '\x1b', '\ud800',
+    '${', '${seed}', '${no}', '???', '..', '/', '~', '+', '@', '%', '$', '*', 'range(1,3)', 'choice(1,2)',
+    'glob(*)', '['*20])
+TEXTS_GIVEN = st.sampled_from(['[]', '{}', '', '""', '1', 'null', "'a\n'", '1e308']) | st.lists(
+    PIECES, max_size=5).map(''.join)
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_any_text_makes_settings_or_one_line(command):
+    keys = [*leaves(as_dict(SETTINGS[command])), 'no_such', 'trainer.no_such', 'seed.no']
+    @settings(max_examples=70, deadline=None, derandomize=True, database=None)
+    @given(st.sampled_from(keys), TEXTS_GIVEN)
+    def check(key, text):
+        try: cfg = compose([f'{key}={text}'], command)
+        except ConfigError as e: check_refusal(str(e), key)
+        else: check_settings(cfg, command)
+    check()
+
+def composed_by_hydra(override, command):
+    "Typed settings, composed as by the command itself; None if that fails."
+    try:
+        with hydra.initialize_config_module('gnosis_nb.config', version_base='1.3'):
+            cfg = hydra.compose(command, [override])
+        return read_group(COMMANDS[command], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    except Exception: return None  # noqa: BLE001 (of any kind)
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_any_override_means_what_it_means_to_hydra(command):
+    keys = [*leaves(as_dict(SETTINGS[command])), 'dataset', 'logger', 'loss', 'experiment', 'no_such']
+    @settings(max_examples=8, deadline=None, derandomize=True, database=None)
+    @given(st.sampled_from(['', '', '+', '++', '~']), st.sampled_from(keys), TEXTS_GIVEN)
+    def check(prefix, key, text):
+        override = f'{prefix}{key}={text}'
+        by_hydra = composed_by_hydra(override, command)
+        try: cfg = compose([override], command)
+        except ConfigError as e:
+            check_refusal(str(e), key)
+            assert by_hydra is None
+        else: assert cfg == by_hydra
+    check()

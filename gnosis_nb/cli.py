@@ -481,7 +481,6 @@ def _heed_signals():
     for o in _SIGNALS:
         if signal.getsignal(o) != signal.SIG_IGN: signal.signal(o, _stop)
 
-# %% ../nbs/59_cli.ipynb #1ea86147
 def _interrupted(error):
     if isinstance(error, SystemExit) and error.code not in [128 + o for o in _SIGNALS]: raise error
     if Sweep.is_ours: stop_jobs()

@@ -158,8 +158,8 @@ class GANEngine(StepEngine):
     def load_state_dict(self, state):
         self.noise.set_state(state['noise'])
         self.n_batches, self.gen_updates = state['n_batches'], state['gen_updates']
-        made = state.get('made', {})
-        self.made = {k: [tuple(o) for o in made[k].to(self.device)] if k in made else [] for k in ('disc_loss', 'gen_loss')}
+        self.made = dict(disc_loss=[], gen_loss=[])
+        for k, v in state.get('made', {}).items(): self.made[k] = [tuple(o) for o in v.to(self.device)]
 
 # %% ../nbs/39_gan.ipynb #493fa280
 @patch

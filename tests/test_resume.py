@@ -1,6 +1,7 @@
 "Runs that are killed, interrupted, started twice or fail: what is left, and how the same command goes on."
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -56,14 +57,19 @@ def save_images(folder, shade, classes=2):
     return folder
 
 
+WITHIN = dict(image=[4, 7, 10, 8], text=[5, 9, 13], gan=[3, 6, 9])            # batches of each process
+
 @pytest.mark.parametrize('kind, n', [('image', 6), ('text', 4), ('gan', 3)])
 def test_killed_at_any_moment(tmp_path, kind, n):
-    out = processes.run('import killing; killing.main()', kind, tmp_path, n)
+    within = WITHIN[kind]
+    out = processes.run('import killing; killing.main()', kind, tmp_path, n, *within)
     assert out.returncode == 0, out.stderr[-2000:]
-    killed = out.stdout.splitlines()
+    killed, in_epochs = (o := out.stdout.splitlines())[:n], o[n:]
     assert len(killed) == n and sum('training_state' in o for o in killed) >= n // 4, out.stdout
+    places = [re.findall(r'training_state_(\w+) at (\d+):(\d+)', o)[-1] for o in in_epochs]
+    assert len(set(places)) == len(within) and all(int(batch) for *_, batch in places), out.stdout
     whole = results(tmp_path/'whole')
-    assert [same(results(tmp_path/str(i)), whole) for i in range(n)] == [True]*n
+    assert [same(results(tmp_path/name), whole) for name in (*map(str, range(n)), 'within')] == [True]*(n + 1)
 
 
 def test_a_run_is_done_once(tmp_path):

@@ -22,7 +22,7 @@ from .images import Examples, ImageData, ImageFiles, ImageSets, normalizer
 from .split import keep_random_state
 from ..progress import ProgressLine, with_progress
 
-# %% ../../nbs/26_data.loaders.ipynb #2a6f221c
+# %% ../../nbs/26_data.loaders.ipynb #cbfff065
 class PlannedLoader(DataLoader):
     "A fastai DataLoader that plans an epoch when it begins, and has a state after every batch."
     begun = None    # its place when the present epoch began; None: between two epochs
@@ -32,7 +32,7 @@ class PlannedLoader(DataLoader):
     stopped = None  # state of an epoch to go on with
 
     def begin(self):
-        "Begin an epoch, or go on after `given` batches of one whose state was loaded. Returns its whole plan."
+        "Begin an epoch, or go on after `given` batches of one whose state was loaded. Returns its plan."
         stopped, self.stopped = self.stopped, None
         if stopped: self.go_to(stopped['begun'])
         self.begun, self.given = self.place(), 0

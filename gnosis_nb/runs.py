@@ -103,7 +103,7 @@ class _State(TypedDict, total=False):
     plan: list[list[dict[str, Any]]]
     teachers: list[list[str]]
     teacher_weights: list[list[str | None]]
-    generator: dict | None
+    generator: dict | str | None
     provenance: dict
     provenance_before: list[dict]
 

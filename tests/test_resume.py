@@ -1,4 +1,5 @@
 "Runs that are killed, interrupted, started twice or fail: what is left, and how the same command goes on."
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from experiments import conduct, program
 from gnosis_nb.checkpoint import CheckpointError, load_checkpoint
 from gnosis_nb.distill import FidelityTable
 from gnosis_nb.predictions import load_predictions
+from gnosis_nb.program import EpochProgram
 from gnosis_nb.runs import find_runs
 from gnosis_nb.schema import ConfigError
 from processes import kill
@@ -139,6 +141,25 @@ def test_ctrl_c_and_the_scheduler_lose_nothing(tmp_path, sign, status):
     state = Path(runs.path[0])/'.training_state_teacher_0.safetensors'
     assert runs.state.tolist() == ['interrupted'] and load_checkpoint(state)[1]['training']['epoch'] == 2
     assert len(pd.read_csv(state.with_name('teacher_0_train_metrics.csv'))) == 2
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, SystemExit])               # of Ctrl-C, and of SIGTERM
+def test_stopped_within_a_step(tmp_path, monkeypatch, error):
+    "The state of the last batch but this one was kept; weights in the middle of a step are not."
+    run(tmp_path/'whole')
+    backward, steps = torch.Tensor.backward, itertools.count(1)
+    def stumble(*args, **kwargs):
+        backward(*args, **kwargs)
+        if next(steps) == 9: raise error()
+    with monkeypatch.context() as m:
+        m.setattr(torch.Tensor, 'backward', stumble)
+        m.setattr(EpochProgram, 'period', -1)
+        with pytest.raises(error): run(tmp_path/'stopped', 'trainer.state_minutes=1e-9')
+    state, = (tmp_path/'stopped').rglob('.training_state_*.safetensors')
+    at = load_checkpoint(state)[1]['training']
+    assert (at['epoch'], at['batch'], at['n_batch']) == (1, 3, 5)
+    _, lines = run(tmp_path/'stopped')
+    assert any(o.endswith('teacher 0 after batch 3 of 5 of epoch 2 of 2') for o in lines)
+    assert same(results(tmp_path/'whole'), results(tmp_path/'stopped'))
 
 def test_a_damaged_state_begins_anew_and_ends_the_same(tmp_path):
     run(tmp_path/'whole', 'seed=3')

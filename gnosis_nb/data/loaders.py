@@ -22,7 +22,7 @@ from .images import Examples, ImageData, ImageFiles, ImageSets, normalizer
 from .split import keep_random_state
 from ..progress import ProgressLine, with_progress
 
-# %% ../../nbs/26_data.loaders.ipynb #cbfff065
+# %% ../../nbs/26_data.loaders.ipynb #19570161
 class PlannedLoader(DataLoader):
     "A fastai DataLoader that plans an epoch when it begins, and has a state after every batch."
     begun = None    # its place when the present epoch began; None: between two epochs

@@ -247,6 +247,7 @@ class FidelityTable(Callback):
     "One row of metrics an epoch in `.rows`; evaluates every `eval_period` epochs and after the last."
     order = 96  # after `Distillation` has asked the teacher
     patience = 5.  # seconds from one look at the loss to the next
+    measured = 4096  # rows that are measured at a time
     def __init__(
         self,
         eval_period:int=1, # epochs from one evaluation to the next
@@ -286,7 +287,7 @@ class FidelityTable(Callback):
             norm = known.get('grad_norm')
             self.norms.append(None if norm is None else norm[None])
             self._look(learn.loss)
-        if sum(self.sizes[-len(self.pending):]) >= 4096: self._measure()
+        if sum(self.sizes[-len(self.pending):]) >= self.measured: self._measure()
 
     def after_batches(self, so_far:SoFar):
         self.losses, self.sizes, self.norms = [so_far.losses], so_far.sizes, [so_far.norms]
@@ -351,7 +352,7 @@ def load_state_dict(self:FidelityTable, state): # from `state_dict`
     self.losses = [epoch['losses'].to(device)]
     self.norms = [epoch['norms'].to(device)] if 'norms' in epoch else [None]
     for k in ('meter', 'teacher_meter'):
-        if k in epoch: getattr(self, k).sums = epoch[k].to(device)
+        if k in epoch: getattr(self, k).sums = epoch[k].to(device, copy=True)  # it is added to in place
     sizes = self.sizes[len(self.sizes) - epoch['pending']:]
     columns = {k: v.to(device).split(sizes) for k, v in epoch['waiting'].items()}
     none = [None]*len(sizes)

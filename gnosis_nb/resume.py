@@ -109,9 +109,9 @@ def training_state(
 
 # %% ../nbs/36_resume.ipynb #99fd7f26
 def _laid_out_like(v, param):
-    "A moment in the memory format of its parameter; other values as they are."
-    if not isinstance(v, torch.Tensor) or v.shape != param.shape: return v
-    return torch.empty_like(param).copy_(v)
+    "A moment in the memory format of its parameter, and copies of other tensors, to which a step adds."
+    if not isinstance(v, torch.Tensor): return v
+    return v.clone() if v.shape != param.shape else torch.empty_like(param).copy_(v)
 
 def restore_training(
     learn:Learner, # with an optimiser

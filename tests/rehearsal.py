@@ -379,7 +379,7 @@ def landscape(rig):
     rig.found.facts['states'] = len(path.states)
 
 def resume(rig, opt='SGD', policy='baseline', seconds=0.):
-    "Four epochs at once, and the rest after the state in the middle; states are kept after epochs or batches."
+    "Four epochs at once, and the rest after the state in the middle, kept after epochs or batches."
     def fit(keep):
         synth = Noise(rig.device) if policy == 'gan' else None
         learn = student(rig.device, policy, precision='fp32', opt=opt, synth=synth)

@@ -247,6 +247,7 @@ class FidelityTable(Callback):
     "One row of metrics an epoch in `.rows`; evaluates every `eval_period` epochs and after the last."
     order = 96  # after `Distillation` has asked the teacher
     patience = 5.  # seconds from one look at the loss to the next
+    measured = 4096  # rows that are measured at a time
     def __init__(
         self,
         eval_period:int=1, # epochs from one evaluation to the next
@@ -286,7 +287,7 @@ class FidelityTable(Callback):
             norm = known.get('grad_norm')
             self.norms.append(None if norm is None else norm[None])
             self._look(learn.loss)
-        if sum(self.sizes[-len(self.pending):]) >= 4096: self._measure()
+        if sum(self.sizes[-len(self.pending):]) >= self.measured: self._measure()
 
     def after_batches(self, so_far:SoFar):
         self.losses, self.sizes, self.norms = [so_far.losses], so_far.sizes, [so_far.norms]
@@ -309,12 +310,10 @@ class FidelityTable(Callback):
 
     def after_epoch(self):
         self.skip_valid = False
+        self._reset()
         if 'epoch' not in self.row: return  # `learn.validate()` outside of `fit`
         self.rows.append(self.row)
         if self.sink: self.sink(self.row)
-
-    def state_dict(self): return dict(rows=self.rows)
-    def load_state_dict(self, state): self.rows = list(state['rows'])
 
 # %% ../nbs/34_distill.ipynb #ef5bd1ec
 @patch
@@ -329,6 +328,35 @@ def _measure(self:FidelityTable):
     if not self.pending: return
     self.take(*(None if o[0] is None else torch.cat(o) for o in zip(*self.pending)))
     self.pending = []
+
+@patch
+def state_dict(self:FidelityTable):
+    "The rows; within an epoch, also what it has come to so far."
+    if not self.sizes: return dict(rows=list(self.rows))
+    known = dict(losses=self.losses, norms=[o for o in self.norms if o is not None])
+    tensors = {k: torch.cat(v) for k, v in known.items() if v}
+    meters = dict(meter=self.meter, teacher_meter=self.teacher_meter)
+    tensors |= {k: o.sums for k, o in meters.items() if o.sums is not None}
+    columns = dict(zip(('pred', 'y', 'teacher_logits'), zip(*self.pending)))
+    waiting = {k: torch.cat(v) for k, v in columns.items() if v[0] is not None}
+    epoch = dict(sizes=list(self.sizes), pending=len(self.pending), waiting=waiting, **tensors)
+    return dict(rows=list(self.rows), epoch=epoch)
+
+@patch
+def load_state_dict(self:FidelityTable, state): # from `state_dict`
+    "Go on from there."
+    self.rows, epoch = list(state['rows']), state.get('epoch')
+    if epoch is None: return
+    device = next(self.model.parameters()).device
+    self.sizes = list(epoch['sizes'])
+    self.losses = [epoch['losses'].to(device)]
+    self.norms = [epoch['norms'].to(device)] if 'norms' in epoch else [None]
+    for k in ('meter', 'teacher_meter'):
+        if k in epoch: getattr(self, k).sums = epoch[k].to(device, copy=True)  # it is added to in place
+    sizes = self.sizes[len(self.sizes) - epoch['pending']:]
+    columns = {k: v.to(device).split(sizes) for k, v in epoch['waiting'].items()}
+    none = [None]*len(sizes)
+    self.pending = [*zip(*(columns.get(k, none) for k in ('pred', 'y', 'teacher_logits')))]
 
 @patch
 def _summary(self:FidelityTable, prefix):
@@ -382,23 +410,23 @@ class PrintProgress(Callback):
         self.line = ProgressLine(say, out, log_period)
 
     def before_fit(self):
-        self.start, self.first = time.time(), None
+        self.start, self.first = time.time(), None  # a resumed fit starts in the middle
         self.seen, self.last, self.busy = 0, 0., 0.
         self._report_evaluation(f'{self.title} evaluation'.lstrip())
 
     def before_train(self):
         self.began = time.time()
-        if self.first is None: self.first = self.epoch  # a resumed fit starts in the middle
 
     def after_train(self): self.busy += time.time() - self.began
 
     def after_batch(self):
         learn = self.learn
-        if learn.training: self._count(learn.yb[0].shape[0])
+        if learn.training: self._count(learn.yb[0].shape[0], 1)
 
-    def after_batches(self, so_far:SoFar): self._count(so_far.new_rows)
+    def after_batches(self, so_far:SoFar): self._count(so_far.new_rows, so_far.new)
 
-    def _count(self, rows):
+    def _count(self, rows, batches):
+        if self.first is None: self.first = self.epoch + (self.iter + 1 - batches) / self.n_iter
         self.seen += rows
         if self.line.in_place and self._due(): self._write(self.epoch + (self.iter + 1) / self.n_iter)
 

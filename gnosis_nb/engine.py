@@ -349,6 +349,11 @@ class QuickLearner(Learner):
         if not of_batches: return super().__call__(event_name)
         for cb in self._listeners(event_name): cb(event_name)
 
+    def all_batches(self):
+        "An epoch, or the rest of one, whose first batches its loader has given before."
+        self.n_iter, batches = len(self.dl), iter(self.dl)
+        for o in enumerate(batches, getattr(self.dl, 'given', 0)): self.one_batch(*o)
+
     def _listeners(self, event_name):
         now = tuple(map(id, self.cbs))
         known = self.__dict__.get('_heard')

@@ -114,7 +114,7 @@ def fit(
     table, # the callback that makes rows, one of `learn`
     seed:int, # of the global random generators
     unit:str, # what is trained on: 'images' or 'texts'
-    state_minutes:float=1., # training time between two kept states
+    state_minutes:float=1., # training time between two kept states; 0: after every epoch, and not within one
     rows:str|None=None, # the table's name in the run; default: `<name>_train_metrics`
 ):
     "Fit a Learner from the training state that the run has, with progress to standard error or to `run.say`."

@@ -151,11 +151,15 @@ class GANEngine(StepEngine):
         return {k: mean(made) if made else float('nan') for k, made in self.made.items()}
 
     def state_dict(self):
-        return dict(noise=self.noise.get_state(), n_batches=self.n_batches, gen_updates=self.gen_updates)
+        made = {k: torch.stack([torch.stack(o) for o in v]) for k, v in self.made.items() if v}
+        return dict(noise=self.noise.get_state(), n_batches=self.n_batches, gen_updates=self.gen_updates,
+                    made=made)
 
     def load_state_dict(self, state):
         self.noise.set_state(state['noise'])
         self.n_batches, self.gen_updates = state['n_batches'], state['gen_updates']
+        self.made = dict(disc_loss=[], gen_loss=[])
+        for k, v in state.get('made', {}).items(): self.made[k] = [tuple(o) for o in v.to(self.device)]
 
 # %% ../nbs/39_gan.ipynb #493fa280
 @patch
@@ -280,7 +284,7 @@ class GANTable(Callback):
         problem = divergence(name, losses, norms, row['epoch'], row['lr'])
         if problem: raise FloatingPointError(problem.replace('batch', 'update'))
 
-    def state_dict(self): return dict(rows=self.rows)
+    def state_dict(self): return dict(rows=list(self.rows))
     def load_state_dict(self, state): self.rows = list(state['rows'])
 
 # %% ../nbs/39_gan.ipynb #27bab079
@@ -339,5 +343,5 @@ class SampleGrid(Callback):
         fig.subplots_adjust(left=.6/width, wspace=.05, hspace=.05)
         return fig
 
-    def state_dict(self): return dict(images=self.images, updates=self.updates)
-    def load_state_dict(self, state): self.images, self.updates = state['images'], state['updates']
+    def state_dict(self): return dict(images=self.images, updates=list(self.updates))
+    def load_state_dict(self, state): self.images, self.updates = state['images'], list(state['updates'])

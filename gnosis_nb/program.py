@@ -131,7 +131,7 @@ class EpochProgram(Callback):
     def clean_up(self):
         "Leave the Learner as it was."
         vars(self.learn).pop('all_batches', None)
-        self.active, self.takers = False, []
+        self.active, self.takers, self.now, self.stopped = False, [], None, None
         self._forget()
 
     def _forget(self):
@@ -185,9 +185,21 @@ def _take(self:EpochProgram):
 # %% ../nbs/33_program.ipynb #ec8d965d
 @patch
 def _train_epoch(self:EpochProgram):
-    idxs = self.dls.train.plan()
-    self.learn.n_iter = len(idxs)
+    loader = self.dls.train
+    idxs = loader.begin()
+    self.learn.n_iter, loader.ahead = len(idxs), True
     self._begin(len(idxs))
+    stopped = self._go_on(loader.given)
+    try: self._run_all(idxs[loader.given:])
+    finally:
+        loader.end()
+        self.now = None
+    self.learn.loss = self.learn.loss_grad = self.losses[-1]
+    self.learn.grad_norm = self.norms[-1]
+    if stopped: self._forget()  # the next epoch may begin with a larger batch
+
+@patch
+def _run_all(self:EpochProgram, idxs):
     now, rows_in, run, full, period = self.now, self.rows_in, self._run, self.measured, self.period
     for sizes, rows in self._planned(idxs):
         run(sizes, rows)
@@ -198,8 +210,6 @@ def _train_epoch(self:EpochProgram):
         let_others()
     self._measure()
     self._tell()
-    self.learn.loss = self.learn.loss_grad = self.losses[-1]
-    self.learn.grad_norm = self.norms[-1]
 
 @patch
 def _begin(self:EpochProgram, n):
@@ -237,7 +247,7 @@ def _take_plainly(self:EpochProgram, key): self._take()
 def _planned(self:EpochProgram, idxs):
     "Of each batch the sizes of its parts, and its rows where they repeat; its numbers are sent before."
     loader, plans, piece, room = self.dls.train, self.plans, [], self.most_bytes
-    draw, one = loader.draw, isinstance(idxs[0], torch.Tensor)
+    draw, one = loader.draw, len(idxs) and isinstance(idxs[0], torch.Tensor)
     rows_of = loader.row_numbers if loader.repeats else lambda tree: None
     for idx in idxs:
         tree = draw(idx)
@@ -293,7 +303,7 @@ def _tell(self:EpochProgram):
     n, learn, now = len(self.now.done), self.learn, self.now
     if n == now.reported: return
     new, now.reported, now.told = n - now.reported, n, time.monotonic()
-    learn.iter = n - 1
+    learn.iter, learn.dls.train.given = n - 1, n
     learn.train_iter += new
     learn.pct_train += new / (learn.n_iter*learn.n_epoch)
     so_far = SoFar(now.done, self.losses[:n], self.norms[:n], new)
@@ -301,3 +311,36 @@ def _tell(self:EpochProgram):
         if not cb.run: continue
         if hasattr(cb, 'after_batches'): cb.after_batches(so_far)
         elif type(cb) is ProgressCallback: cb('after_batch')
+
+# %% ../nbs/33_program.ipynb #f60ba262
+@patch
+def state_dict(self:EpochProgram):
+    "What is kept of the batches of the present epoch."
+    now = self.now
+    if now is None: return {}
+    n, rows = len(now.done), self.kept.first(now.filled) if now.filled and self.takers else []
+    rows = {str(i): o for i, o in enumerate(rows)}
+    return dict(sizes=list(now.done), losses=self.losses[:n], norms=self.norms[:n], rows=rows)
+
+@patch
+def load_state_dict(self:EpochProgram, state): # from `state_dict`
+    "Go on with the epoch of a state when it begins."
+    self.stopped = state if state else None
+    if state and not self.active:
+        raise ValueError("state: expected one of an epoch whose batches were made one by one")
+
+@patch
+def _go_on(self:EpochProgram, given):
+    "Put back what was kept of the `given` batches; returns whether there are any."
+    stopped, self.stopped, now = self.stopped, None, self.now
+    if len(stopped['sizes'] if stopped else []) != given:
+        raise ValueError("state: expected one of an epoch that was made as one program")
+    if not given: return False
+    now.done, now.reported = list(stopped['sizes']), given
+    for room, o in ((self.losses, stopped['losses']), (self.norms, stopped['norms'])): room[:given] = o
+    self.at.fill_(given)
+    rows = [o.to(self.at.device) for o in stopped['rows'].values()]
+    if rows:
+        self.kept.write(*rows)
+        now.filled = len(rows[0])
+    return True

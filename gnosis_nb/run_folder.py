@@ -276,7 +276,7 @@ def keep_state(
     self:Run,
     name:str, # of the network that is being trained
     tensors:dict, # name → tensor
-    facts:dict, # JSON values, among them `epoch` and `n_epoch`
+    facts:dict, # JSON values, among them `epoch` and `n_epoch`; within an epoch also `batch` and `n_batch`
 ):
     "Keep the state of a training for `load_state`."
     self._check_lease()
@@ -296,7 +296,10 @@ def load_state(
         self.say(f"{e}: {title} begins anew")
         return None
     at = info['training']
-    self.say(f"going on with {self.path}: {title} after epoch {at['epoch']} of {at['n_epoch']}")
+    place = f"epoch {at['epoch']} of {at['n_epoch']}"
+    if at.get('batch'):
+        place = f"batch {at['batch']} of {at['n_batch']} of epoch {at['epoch'] + 1} of {at['n_epoch']}"
+    self.say(f"going on with {self.path}: {title} after {place}")
     return tensors, at
 
 @patch

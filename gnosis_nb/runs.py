@@ -104,7 +104,7 @@ class _State(TypedDict, total=False):
     files: dict[str, str]
     teachers: list[list[str]]
     teacher_weights: list[list[str | None]]
-    generator: dict | None
+    generator: dict | str | None
     provenance: dict
     provenance_before: list[dict]
 

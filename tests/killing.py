@@ -1,14 +1,19 @@
-"""`main` of image|text|gan, a folder and n: run once undisturbed in folder/whole, then n times in folder/0,
-folder/1, …, each killed (-9) just before an event and started again. An event is a backward pass, or that a
-file is flushed to the disk or renamed. The n events are spread evenly over the run. Prints what each run was
-doing when it was killed."""
-import os, signal, sys
+"""`main` of image|text|gan, a folder, n and numbers m: run once undisturbed in folder/whole, then n times
+in folder/0, folder/1, …, each killed (-9) just before an event and started again. An event is a backward
+pass, or that a file is flushed to the disk or renamed. The n events are spread evenly over the run. A last
+run, in folder/within, keeps its training state after every batch: its process is killed after m batches
+within epochs, the one that goes on after the next m, and so on. Prints what each run was doing when it was
+killed."""
+import itertools, os, signal, sys
 from pathlib import Path
 
 import torch
 
 from gnosis_nb import experiment, generation
+from gnosis_nb.checkpoint import checkpoint_info
 from gnosis_nb.cli import compose
+from gnosis_nb.program import EpochProgram
+from gnosis_nb.run_folder import Run
 from gnosis_nb.runs import find_runs
 
 KINDS = dict(
@@ -39,14 +44,25 @@ class Events:
             return f(*args, **kwargs)
         return count
 
-def start(kind, folder, last=None):
-    "Run in a process of its own, killed before event `last`; one that ends writes the number of its events."
+def keep_every_batch(last):
+    "Kill this process when it has kept `last` training states within epochs."
+    EpochProgram.period, keep, kept = -1, Run.keep_state, itertools.count(1)  # tells others after every batch
+    def counted(run, name, tensors, facts):
+        keep(run, name, tensors, facts)
+        if facts['batch'] and next(kept) == last: os.kill(os.getpid(), signal.SIGKILL)
+    Run.keep_state = counted
+
+def start(kind, folder, last=None, batches=None):
+    """Run in a process of its own, killed before event `last`, or after so many batches; one that ends writes
+    the number of its events."""
     run, config, settings = KINDS[kind]
     if pid := os.fork(): return pid
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     events = Events(last)
-    try: run(compose([*settings, 'device=cpu', 'trainer.state_minutes=0', f'data_dir={folder}'], config))
+    if batches: keep_every_batch(batches)
+    options = ['device=cpu', f'trainer.state_minutes={1e-9 if batches else 0}', f'data_dir={folder}']
+    try: run(compose([*settings, *options], config))
     except BaseException as e: print(repr(e), file=sys.stderr); os._exit(1)
     Path(f'{folder}.events').write_text(str(events.n))
     os._exit(0)
@@ -58,11 +74,12 @@ def doing(folder):
     runs = find_runs(folder)
     if not len(runs): return 'nothing yet'
     path = Path(runs.path[0])
-    states = [o.stem for o in path.glob('.training_state*')]
+    at = {o.stem: checkpoint_info(o)['training'] for o in path.glob('.training_state*')}
+    states = [f"{name} at {o['epoch']}:{o['batch']}" for name, o in at.items()]
     return ', '.join([runs.state[0], *states, f'{len(list(path.glob("*_metrics.csv")))} tables'])
 
 def main():
-    kind, folder, n = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    kind, folder, n, *batches = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
     folder.mkdir(parents=True, exist_ok=True)
     assert status(start(kind, folder/'whole')) == 0
     total = int(Path(f'{folder}/whole.events').read_text())
@@ -71,3 +88,7 @@ def main():
         assert status(start(kind, folder/str(i), last)) == -signal.SIGKILL
         print(f'event {last} of {total}: {doing(folder/str(i))}', flush=True)
         assert status(start(kind, folder/str(i))) == 0
+    for m in batches:
+        assert status(start(kind, folder/'within', batches=m)) == -signal.SIGKILL
+        print(f'batch {m}: {doing(folder/"within")}', flush=True)
+    assert status(start(kind, folder/'within', batches=-1)) == 0

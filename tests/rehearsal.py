@@ -252,6 +252,8 @@ class Noise:
     "A source of synthetic images."
     def __init__(self, device): self.device, self.rng = device, torch.Generator(device).manual_seed(0)
     def sample(self, n): return torch.rand(n, 3, 8, 8, device=self.device, generator=self.rng) * 2 - 1
+    def state_dict(self): return dict(rng=self.rng.get_state())
+    def load_state_dict(self, state): self.rng.set_state(state['rng'])
 
 class Enlarged:
     "A GAN's images in the size of the real ones, as the commands make them."
@@ -376,17 +378,22 @@ def landscape(rig):
     rig.fit(learn)
     rig.found.facts['states'] = len(path.states)
 
-def resume(rig, opt):
-    "Four epochs at once, and two and two."
+def resume(rig, opt='SGD', policy='baseline', seconds=0.):
+    "Four epochs at once, and the rest after the state in the middle, kept after epochs or batches."
     def fit(keep):
-        learn = student(rig.device, precision='fp32', opt=opt)
+        synth = Noise(rig.device) if policy == 'gan' else None
+        learn = student(rig.device, policy, precision='fp32', opt=opt, synth=synth)
+        learn.epoch_program.period = -1
         learn.add_cb(keep)
         with learn.no_logging(), learn.no_bar(): learn.fit(4, start_epoch=keep.start_epoch)
         return weights(learn.model)
     kept = []
     with deterministic():
-        whole = fit(KeepState(lambda *o: kept.append(o)))
-        rest = fit(KeepState(lambda *o: None, state=kept[1]))
+        whole = fit(KeepState(lambda *o: kept.append(o), seconds=seconds))
+        kept = [o for o in kept if o[1]['batch'] or not seconds]
+        middle = kept[len(kept)//2 - 1]
+        rest = fit(KeepState(lambda *o: None, state=middle))
+    rig.found.facts.update({k: middle[1][k] for k in ('epoch', 'batch')})
     if whole.equal(rest): return
     raise AssertionError(f'the resumed training differs by {(whole - rest).abs().max()}')
 
@@ -491,6 +498,7 @@ SCENARIOS = dict(
     **{f'gan {o}': partial(gan, name=o) for o in GANS},
     measures=measures, landscape=landscape,
     **{f'resume {o}': partial(resume, opt=o) for o in ('SGD', 'Adam')},
+    **{f'resume within, {o}': partial(resume, policy=o, seconds=1e-9) for o in ('mixup', 'noise', 'gan')},
     together=together, streamed=streamed, fastai_ways=fastai_ways, **{'cuda:1': run_teacher},
     **{f'held {o}': partial(held, name=o) for o in ('tiny', 'dropout')},
     **{'command images': partial(command, name='image_classification', overrides=IMAGES),

@@ -1,6 +1,8 @@
 "Runs that are killed, interrupted, started twice or fail: what is left, and how the same command goes on."
+import itertools
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from experiments import conduct, program
 from gnosis_nb.checkpoint import CheckpointError, load_checkpoint
 from gnosis_nb.distill import FidelityTable
 from gnosis_nb.predictions import load_predictions
+from gnosis_nb.program import EpochProgram
 from gnosis_nb.runs import find_runs
 from gnosis_nb.schema import ConfigError
 from processes import kill
@@ -56,14 +59,19 @@ def save_images(folder, shade, classes=2):
     return folder
 
 
+WITHIN = dict(image=[4, 7, 10, 8], text=[5, 9, 13], gan=[3, 6, 9])            # batches of each process
+
 @pytest.mark.parametrize('kind, n', [('image', 6), ('text', 4), ('gan', 3)])
 def test_killed_at_any_moment(tmp_path, kind, n):
-    out = processes.run('import killing; killing.main()', kind, tmp_path, n)
+    within = WITHIN[kind]
+    out = processes.run('import killing; killing.main()', kind, tmp_path, n, *within)
     assert out.returncode == 0, out.stderr[-2000:]
-    killed = out.stdout.splitlines()
+    killed, in_epochs = (o := out.stdout.splitlines())[:n], o[n:]
     assert len(killed) == n and sum('training_state' in o for o in killed) >= n // 4, out.stdout
+    places = [re.findall(r'training_state_(\w+) at (\d+):(\d+)', o)[-1] for o in in_epochs]
+    assert len(set(places)) == len(within) and all(int(batch) for *_, batch in places), out.stdout
     whole = results(tmp_path/'whole')
-    assert [same(results(tmp_path/str(i)), whole) for i in range(n)] == [True]*n
+    assert [same(results(tmp_path/name), whole) for name in (*map(str, range(n)), 'within')] == [True]*(n + 1)
 
 
 def test_a_run_is_done_once(tmp_path):
@@ -134,6 +142,25 @@ def test_ctrl_c_and_the_scheduler_lose_nothing(tmp_path, sign, status):
     state = Path(runs.path[0])/'.training_state_teacher_0.safetensors'
     assert runs.state.tolist() == ['interrupted'] and load_checkpoint(state)[1]['training']['epoch'] == 2
     assert len(pd.read_csv(state.with_name('teacher_0_train_metrics.csv'))) == 2
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, SystemExit])               # of Ctrl-C, and of SIGTERM
+def test_stopped_within_a_step(tmp_path, monkeypatch, error):
+    "The state of the last batch but this one was kept; weights in the middle of a step are not."
+    run(tmp_path/'whole')
+    backward, steps = torch.Tensor.backward, itertools.count(1)
+    def stumble(*args, **kwargs):
+        backward(*args, **kwargs)
+        if next(steps) == 9: raise error()
+    with monkeypatch.context() as m:
+        m.setattr(torch.Tensor, 'backward', stumble)
+        m.setattr(EpochProgram, 'period', -1)
+        with pytest.raises(error): run(tmp_path/'stopped', 'trainer.state_minutes=1e-9')
+    state, = (tmp_path/'stopped').rglob('.training_state_*.safetensors')
+    at = load_checkpoint(state)[1]['training']
+    assert (at['epoch'], at['batch'], at['n_batch']) == (1, 3, 5)
+    _, lines = run(tmp_path/'stopped')
+    assert any(o.endswith('teacher 0 after batch 3 of 5 of epoch 2 of 2') for o in lines)
+    assert same(results(tmp_path/'whole'), results(tmp_path/'stopped'))
 
 def test_a_damaged_state_begins_anew_and_ends_the_same(tmp_path):
     run(tmp_path/'whole', 'seed=3')

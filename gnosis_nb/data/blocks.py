@@ -19,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
 from fastai.torch_core import default_device
 from fastcore.basics import patch
 
 from .augment import augmentation
 from .images import ImageData, ImageFiles, ImageSets, normalizer
-from .loaders import BatchLoader, ImageLoader, send, show_images
+from .loaders import BatchLoader, ImageLoader, PlannedLoader, send, show_images
 from .split import check_ratio, keep_random_state, split_dataset
 from ..losses import reduce_ensemble_logits
 
@@ -124,9 +123,10 @@ def extra_part(
     return replace(data, targets=torch.full_like(data.targets, -100))
 
 # %% ../../nbs/27_data.blocks.ipynb #9e666285
-class DistillLoader(DataLoader):
+class DistillLoader(PlannedLoader):
     "Batches `(x, y, temp)` for distillation: rows of every part, noise, MixUp, synthetic rows at the end."
     n_inp = 1  # of a batch's parts, x alone goes to the network
+    late = 'pixels', 'synth'
     def __init__(self,
         parts:Sequence[BatchLoader],   # one loader per split or set of real images (or of texts)
         bs:int=128,                    # real rows in a batch, all parts together
@@ -185,15 +185,14 @@ class DistillLoader(DataLoader):
         if self.drop_last: orders = [o[:len(self)*self.bs*len(o)//self.n] for o in orders]
         return list(zip(*(o.tensor_split(len(self)) for o in orders)))
 
-    def __iter__(self): return self.batches(self.plan())
-
     def batches(self,
         idxs:Sequence,         # for each batch, the row numbers of every part
         workers:int|None=None, # processes that decode files; default: those of the parts
+        skip:int=0,            # leave out so many batches, which were given before
     ):
         "The finished batches of these rows."
-        streams = [part.batches(i, workers) for part, i in zip(self.parts, zip(*idxs))]
-        for *pairs, idx in zip(*streams, idxs):
+        streams = [part.batches(i, workers, skip) for part, i in zip(self.parts, zip(*idxs))]
+        for *pairs, idx in zip(*streams, idxs[skip:]):
             xs, ys = zip(*pairs)
             x = self.parts[0].join(xs) if len(xs) > 1 else xs[0]
             if self.repeats: self.made_of = self._in_all(idx)
@@ -204,26 +203,22 @@ class DistillLoader(DataLoader):
         first = [0, *itertools.accumulate(len(o.dataset) for o in self.parts)]
         return torch.cat([o + n for o, n in zip(idx, first)])
 
-    def one_batch(self):
-        "The first batch of an epoch; looking at it changes nothing."
-        state = self.state_dict()
-        try: return next(self.batches(self.plan()[:1], workers=0))
-        finally: self.load_state_dict(state)
-
-    def state_dict(self):
-        "Where the loader, its parts and its source of synthetic rows are in their random numbers."
-        state = dict(generator=self.generator.get_state(),
-                     parts={str(i): o.state_dict() for i, o in enumerate(self.parts)})
+    def place(self):
+        "Where the loader, its parts, noise and its source of synthetic rows are in their random numbers."
+        parts = {str(i): o.place() for i, o in enumerate(self.parts)}
+        place = dict(generator=self.generator.get_state(), parts=parts)
+        if self._pixels is not None: place['pixels'] = self._pixels.get_state()
         # a network that makes the synthetic rows has a state_dict, too: its weights, which do not change
         if hasattr(type(self.synth), 'load_state_dict') and not isinstance(self.synth, torch.nn.Module):
-            state['synth'] = self.synth.state_dict()
-        return state
+            place['synth'] = self.synth.state_dict()
+        return place
 
-    def load_state_dict(self, state): # from `state_dict`
-        "Go on from there."
-        self.generator.set_state(state['generator'])
-        for i, o in enumerate(self.parts): o.load_state_dict(state['parts'][str(i)])
-        if 'synth' in state: self.synth.load_state_dict(state['synth'])
+    def go_to(self, place): # from `place`
+        "Be there again."
+        self.generator.set_state(place['generator'])
+        for i, o in enumerate(self.parts): o.go_to(place['parts'][str(i)])
+        if 'pixels' in place: self._pixel_generator().set_state(place['pixels'])
+        if 'synth' in place: self.synth.load_state_dict(place['synth'])
 
     def new(self, dataset=None, **kwargs):
         "A loader like this one, with some arguments changed. An empty `dataset` empties its parts, too."

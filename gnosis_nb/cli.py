@@ -18,6 +18,7 @@ from pathlib import Path
 
 import hydra
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl  # noqa: PLC2701
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: PLC2701 (Hydra has no public one)
 from hydra._internal.utils import get_args_parser  # noqa: PLC2701
 from hydra.core.hydra_config import HydraConfig
@@ -52,13 +53,14 @@ def _of_option(text):
 
 def _of_key(text, cause, settings):
     "What Hydra and OmegaConf say of a key, with the key in front; None if they name none."
-    both = f'{text} {cause}'
-    key = re.search(r'full_key: (\S+)', both) or re.search(r"Could not override '([\w./]+)'", text)
-    if not key: return None
-    if 'not in struct' in both: return f'{key[1]}: unknown key{suggest_setting(key[1], settings)}'
-    merged = re.match(r'Error merging override (.*)', text)
-    why = (cause if merged else text).partition(' full_key: ')[0]
-    return f'{merged[1] if merged else key[1]}: {why}'
+    found = re.search(r'full_key: (\S+)', f'{text} {cause}')
+    given = re.match(r"Could not override '(\S+?)'|Error merging override (.+)", text)
+    if not found: return None
+    key = found[1] if not given or given[2] or found[1].startswith(f'{given[1]}.') else given[1]
+    if 'not in struct' in f'{text} {cause}': return f'{key}: unknown key{suggest_setting(key, settings)}'
+    why = (cause if given else text).partition(' full_key: ')[0]
+    if why.startswith('Cannot merge'): why = 'expected a list for a list, settings for settings'
+    return f'{given[2] if given and given[2] else key}: {why}'
 
 def _one_line(error, settings):
     "What a user needs to know of an error, in one line."
@@ -168,7 +170,7 @@ def _composed(command, overrides, copies): # copies: of bases; jobs that set the
     if several: raise ConfigError(f"{several[0]}: expected one value; several are for a multirun, -m")
     choices, values = _split(given)
     if choices not in copies: copies[choices] = deepcopy(_base(command, choices)[0])
-    for o in values: OmegaConf.update(copies[choices], o.key_or_group, o.value())
+    ConfigLoaderImpl._apply_overrides_to_config(values, copies[choices])
     return _typed(copies[choices], command)
 
 def compose(

@@ -13,11 +13,11 @@ export OMP_WAIT_POLICY = PASSIVE
 demo: .venv/.lib  ## three teachers and a student on the digits, in a minute or two
 	gnosis-image-classification +experiment=digits teacher.num_components=3 teacher.independent=true data_dir=demo exp_name=digits
 
-test: .venv/.dev  ## notebooks, of which the longest begins first, then pytest, of which much waits, on up to four cores
+test: .venv/.dev  ## notebooks, of which the longest begins first, then pytest, on up to four cores
 	OMP_NUM_THREADS=1 nbdev_test --path nbs/$(LONGEST) & longest=$$!; \
 		OMP_NUM_THREADS=1 nbdev_test --n_workers $(WORKERS) --timing --skip_file_re '^([_.]|$(notdir $(LONGEST)))'; \
 		others=$$?; wait $$longest && exit $$others
-	OMP_NUM_THREADS=1 pytest -q -n $$(($(WORKERS) + 1)) --dist worksteal --durations=10 tests
+	OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist worksteal --durations=10 tests
 
 lint: .venv/.dev  ## long lines, semicolons, private names of other modules, unused imports and names; rules in pyproject.toml
 	ruff check .
@@ -49,7 +49,8 @@ clean:
 
 .venv/.dev: settings.ini setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --no-compile -e '.[dev]'   # most of its 24,000 modules are never imported
+	$(BIN)/python -m pip install --no-compile -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true   # pip does this on one core; some are no Python 3
 	touch .venv/.lib $@
 
 # torchtext's last release wants an older torch: an environment of its own.

@@ -87,6 +87,7 @@ def become(argv, cwd, env, at, n, fds):
     os.environ.clear(); os.environ.update(env)
     for i, fd in enumerate((os.open(os.devnull, os.O_RDONLY), *fds)): os.dup2(fd, i); os.close(fd)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)                             # under nohup it is ignored
     if at: stop_before_file(at, n)
     code, *args = argv
     sys.argv, sys.modules['__main__'], status = ['-c', *args], ModuleType('__main__'), 0

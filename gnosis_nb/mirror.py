@@ -19,19 +19,25 @@ from uuid import uuid4
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-from .files import Unreadable, parse_record, write_atomic
+from .files import Unreadable, check_types, parse_record, read_record, write_atomic
 from .stores import StoreChanged, StoreError, StoreMissing, StoreRefused, StoreUnreachable
 
 # %% ../nbs/42_mirror.ipynb #2b9e59fd
 _NOTE = '.unsent.json'
 
+class _Left(TypedDict, total=False):
+    prefix: str
+    open: bool
+    files: list[str]
+
 def _read_note(folder):
     "What is noted in a folder, by name of the store; None if the note is unreadable."
     path = Path(folder)/_NOTE
     if not path.exists(): return {}
-    try: note = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError): return None
-    return note if isinstance(note, dict) and all(isinstance(o, dict) for o in note.values()) else None
+    try:
+        note = read_record(path)
+        return note if all(isinstance(o, dict) and check_types(o, _Left) for o in note.values()) else None
+    except Unreadable: return None
 
 def _visible(folder):
     "Names of all files in a folder, without hidden ones."
@@ -233,7 +239,7 @@ def send_unsent(
             say(f"{path}: unreadable; open a Mirror of its folder to send all of it")
             unsent.append(path)
         elif store.name in note and ours(path.parent):
-            try: mirror = Mirror(path.parent, store, note[store.name]['prefix'], wait=0, say=say)
+            try: mirror = Mirror(path.parent, store, note[store.name].get('prefix', ''), wait=0, say=say)
             except StoreError: continue  # another process is sending it
             unsent += mirror.close(timeout)
     return unsent

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from .checkpoint import (CheckpointError, check_sound, check_unchanged, checkpoint_info,
     find_matching, load_network, load_weights, mismatch, relative_path, select_checkpoints)
-from .files import write_atomic
+from .files import read_record, write_atomic
 from .distill import FidelityTable
 from .fitting import build_network, fit, fit_all, kept_spec, learner_options
 from .inputs import Inputs
@@ -258,8 +258,9 @@ class _Pool:
     def missing(self, found): # -> number -> the time that gives it its place
         "What is reserved and not trained yet."
         path, there = self.stem.with_suffix('.json'), _seeds(found)
-        known = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-        return {int(k): v for k, v in known.items() if teacher_seed(self.cfg, int(k)) not in there}
+        try: known = {int(k): str(v) for k, v in read_record(path).items()} if path.exists() else {}
+        except ValueError: known = {}                                        # damaged: it is reserved anew
+        return {k: v for k, v in known.items() if teacher_seed(self.cfg, k) not in there}
 
     def reserve(self, found): # -> number -> time
         "Reserve numbers until there are as many teachers, with those that are missing, as are needed."

@@ -101,6 +101,14 @@ STATES = {'a list': '[]', 'half': '{"state": "run', 'types': '{"state": 7}', 'ne
           'binary': '\x00\udcff',
           'data': '{"state": "done", "started": 5}'}
 
+@pytest.mark.parametrize('text', ['{half', '[7]', '{"x": 1}', '{"0": {}}'])
+def test_a_damaged_list_of_reserved_teachers_is_made_again(whole, tmp_path, text):
+    shutil.copytree(whole[0]/'.locks', tmp_path/'.locks')
+    (reserved,) = (tmp_path/'.locks').glob('teachers-*.json')
+    reserved.write_text(text)
+    run(tmp_path, 'seed=3')
+    assert same(results(whole[0]), results(tmp_path))
+
 def test_files_of_others_stop_nobody(whole, tmp_path):
     "All kinds of files that a run may meet below its data folder, at once."
     for i, (what, facts) in enumerate(FACTS.items()):

@@ -1,4 +1,5 @@
 "SeaweedFS, a real S3 server, on the loopback."
+import http.client
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 PORTS = [f'{o}{p}' for o in ('master.port', 'volume.port', 'filer.port', 's3.port') for p in ('', '.grpc')]
+PORTS += ['s3.port.iceberg', 's3.port.lance']                                # two servers would share them
 PROGRAM = shutil.which('weed') or shutil.which('weed', path=str(Path(sys.executable).parent))
 
 def free_ports(n):
@@ -47,9 +49,12 @@ class Weed:
             time.sleep(.05)
 
     def answers(self):
+        connection = http.client.HTTPConnection('127.0.0.1', self.ports['s3.port'], timeout=5)
         try:
-            with socket.create_connection(('127.0.0.1', self.ports['s3.port']), 1): return True
-        except OSError: return False
+            connection.request('GET', '/')
+            return connection.getresponse().status > 0
+        except (OSError, http.client.HTTPException): return False
+        finally: connection.close()
 
     def kill(self):                                                          # it does not end otherwise
         os.killpg(self.process.pid, signal.SIGKILL)

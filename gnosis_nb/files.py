@@ -78,8 +78,9 @@ def _check_plain(value):
         elif isinstance(o, str) and not _is_text(o): raise Unreadable("holds half a character")
 
 def _is_text(s):
-    try: return bool(s.encode()) or True
+    try: s.encode()
     except UnicodeEncodeError: return False
+    return True
 
 # %% ../nbs/09_files.ipynb #727d7783
 _Loader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)  # written in C where there is one

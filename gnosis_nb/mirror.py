@@ -121,7 +121,7 @@ def forget(
     path:str|Path, # a file below the folder that has been deleted
 ):
     "Note that a file is to be deleted in the store, too, and return."
-    self._gone.add(Path(path).relative_to(self.folder).as_posix())
+    self._gone.add(Path(os.path.abspath(path)).relative_to(self.folder).as_posix())
     self.send(path)
 
 @patch

@@ -37,7 +37,7 @@ from gnosis_nb.checkpoint import (CheckpointError, check_sound, load_checkpoint,
 from .files import Unreadable, file_sha256, read_record, write_atomic
 from .mirror import Lease, LeaseHeld
 from .runs import find_records, read_state, run_identity
-from .stores import S3Store, StoreUnreachable, fetch
+from .stores import S3Store, StoreError, StoreRefused, fetch
 
 # %% ../nbs/44_run_folder.ipynb #b67321fa
 _FIRST = '''
@@ -149,7 +149,7 @@ class Run:
     def _check_lease(self):
         "Stop if another machine has taken this run over."
         if not self.lease or not self.lease.lost: return
-        self._mirror.abandon()
+        if self._mirror: self._mirror.abandon()
         self._mirror = None
         raise RunLocked(f"{self.path}: another machine has taken this run over, for want of a sign of life")
 
@@ -340,7 +340,8 @@ class Elsewhere:
         "Is the copy of this folder still this machine's?"
         try: state = read_state(folder)
         except Unreadable: return True
-        facts = self._lease(state.get('identity'), state.get('data')).read()[0].get('facts', {})
+        try: facts = self._lease(state.get('identity'), state.get('data')).read()[0].get('facts', {})
+        except StoreRefused: return True                                     # what is there may not be read
         return facts.get('place') in (None, self.place)
 
     @contextmanager
@@ -350,7 +351,7 @@ class Elsewhere:
         try: facts = lease.acquire()
         except LeaseHeld as e: raise RunLocked(f"{lease.key} of {self.store.name}: {e}; wait for it, "
                                                "or start a second run with force=true") from None
-        except StoreUnreachable as e:
+        except StoreError as e:                                              # or may be written only
             self.say(f"{e}; nobody knows whether another machine does this run")
             facts = None
         if facts is None: yield None
@@ -363,7 +364,7 @@ class Elsewhere:
     def announce(self, run):
         "Say in the bucket where the run is."
         try: run.lease.update(folder=relative_path(run.path, self.root), place=self.place)
-        except StoreUnreachable as e: self.say(f"{e}; another machine could not go on with this run")
+        except StoreError as e: self.say(f"{e}; another machine could not go on with this run")
 
     def _fetch(self, name):
         "Fetch a run's folder, and teachers of other folders that it began with."

@@ -51,6 +51,11 @@ def test_another_machine_goes_on(real_bucket, logged, tmp_path):
         assert same(results(b), results(folder))
         assert again.path.relative_to(folder) == r.path.relative_to(b)
 
+def test_a_data_folder_may_be_relative(real_bucket, logged, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run('a', *logged)[0].state['state'] == 'done' and run('b', *logged)[0].finished
+    assert not [o.key for o in real_bucket.list() if '.training_state' in o.key]
+
 def test_teachers_of_another_run_come_with_it(real_bucket, logged, tmp_path):
     a, b = tmp_path/'a', tmp_path/'b'
     run(a, *logged, 'trainer.distill_teacher=false')

@@ -29,7 +29,7 @@ def imports(path):
             for name in node.names: yield node.module, name.name
 
 
-def number(path): return int(path.name.split('_')[0])
+def number(path): return path.name.split('_')[0]  # '05' < '05a' < '06'
 
 
 def test_numbers_are_unique():

@@ -12,6 +12,7 @@ from .data.folder import *
 from .data.zoo import *
 from .data.geometry import *
 from .data.augment import *
+from .data.shifts import SHIFTS, Shift, shift_images, show_shifts
 from .data.loaders import *
 from .data.blocks import *
 from .data.words import *
@@ -24,6 +25,7 @@ from .learner import *
 from .resume import *
 from .initialize import *
 from .landscape import *
+from .robustness import fgsm, plot_robustness, robustness_report
 from .quality import *
 from .gan import *
 from .reproducible import *
@@ -34,7 +36,7 @@ from .run_folder import *
 from .curves import *
 from .tables import *
 from .settings import ConfigError, ImageClassification, ImageGeneration, TextClassification, as_dict, network_options
-from .inputs import load_inputs
+from .inputs import load_inputs, run_inputs
 from .experiment import image_classification, text_classification
 from .generation import image_generation
 from .cli import compose, compose_sweep

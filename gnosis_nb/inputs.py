@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['shrink', 'check_part', 'load_sets', 'Inputs', 'evaluation_rows', 'student_batches', 'distillation_rows',
-           'image_augmentation', 'shift_and_scale', 'ImageInputs', 'dataset_statistics', 'TextInputs', 'load_inputs']
+           'image_augmentation', 'shift_and_scale', 'ImageInputs', 'dataset_statistics', 'TextInputs', 'load_inputs',
+           'run_inputs']
 
 # %% ../nbs/52_inputs.ipynb #bf8b5636
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import yaml
 from fastai.data.core import DataLoaders
 
 from .data.augment import augmentation
@@ -22,6 +25,8 @@ from .data.split import hold_out, shuffle_targets, split_dataset, stratified_sub
 from .data.text import TextLoader, TextSets, load_text
 from .data.zoo import load_vision
 from .reproducible import derive_seed
+from .runs import read_state, with_former_values
+from .schema import read_group
 from .settings import (AugmentationSettings, Classification, ConfigError, ImageClassification,
     ImageDistillation, ImageLoading, Settings, TextClassification, TextDistillation, TextLoading, blame)
 
@@ -334,3 +339,19 @@ def load_inputs(
 )->Inputs:
     "The examples of an experiment, and how batches of them are made."
     return _load_texts(cfg) if isinstance(cfg, TextClassification) else _load_images(cfg)
+
+# %% ../nbs/52_inputs.ipynb #2541acdc
+def run_inputs(
+    run, # a `Run`, a row of `find_runs`, or the folder of a run
+)->Inputs:
+    "The examples of a run. Raises `ConfigError` if they are not the ones that it had, or if it is no run."
+    folder = Path(getattr(run, 'path', run))
+    if not (folder/'config.yaml').exists():
+        raise ConfigError(f"run={folder}: expected the folder of a run, there is no config.yaml")
+    config = yaml.safe_load((folder/'config.yaml').read_text(encoding='utf-8'))
+    kind = ImageClassification if 'augmentation' in config else TextClassification
+    inputs = load_inputs(read_group(kind, with_former_values(config)))
+    known = read_state(folder).get('data')
+    if known is None or known == inputs.checksums: return inputs
+    raise ConfigError(f"run={folder}: expected the examples that it had, with checksums {known}; "
+                      f"those found have {inputs.checksums}")

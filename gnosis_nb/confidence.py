@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['confidence_points', 'exaggeration', 'plot_confidence', 'confidence_statistics']
 
-# %% ../nbs/05a_confidence.ipynb #bddf387c
+# %% ../nbs/05a_confidence.ipynb #96c4ecaa
 import torch
 from torch import Tensor
 
 from .intervals import pair_columns
 
-# %% ../nbs/05a_confidence.ipynb #f7698eb9
+# %% ../nbs/05a_confidence.ipynb #43596c66
 _SCALES = 'log-odds', 'log'
 
 def _on_scale(model, top, scale):
@@ -41,7 +41,7 @@ def confidence_points(
     x, y, some = _points(pair_columns(student_logits, teacher_logits), scale)
     return x[some == 1], y[some == 1]
 
-# %% ../nbs/05a_confidence.ipynb #397bfdf6
+# %% ../nbs/05a_confidence.ipynb #5dbcc67a
 def _ratio(above, below):
     "above/below, NaN where nothing is below."
     return torch.where(below.abs() > 1e-12, above, torch.nan)/torch.where(below.abs() > 1e-12, below, 1.)
@@ -114,13 +114,13 @@ def exaggeration(
 ) -> float: # 1: as sure as the teacher; NaN if the teacher is equally sure everywhere
     """Slope of the student's confidence on the teacher's, in the teacher's top class. (Nagarajan et al. 2023)
 
-    Above 1 the student exaggerates. `ValueError` for another fit or scale, or shapes that do not go together."""
+    Above 1 the student exaggerates. `ValueError` for another fit or scale, or shapes that do not fit."""
     if fit not in _FITS: raise ValueError(f"fit={fit!r}: expected one of {', '.join(map(repr, _FITS))}")
     if scale not in _SCALES: raise ValueError(f"scale={scale!r}: expected 'log-odds' or 'log'")
     e = pair_columns(student_logits, teacher_logits)
     return _FITS[fit](*_points(e, scale))(e.even).item()
 
-# %% ../nbs/05a_confidence.ipynb #b5f19182
+# %% ../nbs/05a_confidence.ipynb #8900e25c
 def plot_confidence(
     student_logits:Tensor, # [batch, classes] or [batch, m, classes]
     teacher_logits:Tensor, # [batch, classes] or [batch, m, classes]
@@ -144,7 +144,7 @@ def plot_confidence(
     ax.legend(fontsize=6, loc='upper left')
     return ax
 
-# %% ../nbs/05a_confidence.ipynb #eae69d2e
+# %% ../nbs/05a_confidence.ipynb #464ac697
 def confidence_statistics(
     e, # a `Pair`
 ) -> dict: # name -> function of weights [..., n] to values [...]

@@ -158,7 +158,7 @@ def plot_reliability(
     return ax
 
 # %% ../nbs/05d_fidelity.ipynb #af544f8f
-def _statistics(e, of_student=False):
+def _statistics(e, only=None, of_student=False):
     "Name -> function of weights [..., n]; `of_student`: without those that are the teacher's alone."
     found = dict(agreement=lambda w: w @ e.agree, kl=lambda w: w @ e.kl)
     if e.seen.any(): found |= dict(
@@ -173,7 +173,11 @@ def _statistics(e, of_student=False):
         student_ece=lambda w: (w @ e.s.gaps).abs().sum(-1)/(w @ e.seen),
         teacher_ece=lambda w: (w @ e.t.gaps).abs().sum(-1)/(w @ e.seen))
     found |= confidence_statistics(e) | chance_statistics(e) | churn_statistics(e)
-    return {name: f for name, f in found.items() if not (of_student and name.startswith('teacher'))}
+    found = {name: f for name, f in found.items() if not (of_student and name.startswith('teacher'))}
+    if only is None: return found
+    for name in only:
+        if name not in found: raise ValueError(f"only={name!r}: expected one of {', '.join(found)}")
+    return {name: found[name] for name in only}
 
 def fidelity_statistics(
     student_logits:Tensor, # [batch, classes] or [batch, m, classes]
@@ -183,12 +187,14 @@ def fidelity_statistics(
     num_resamples:int=2000, # of the bootstrap
     method:str='bca', # 'bca' or 'percentile'
     seed:int=0, # of the resamples
+    only:list|None=None, # names of the rows; None: all
 ): # pandas.DataFrame; a row for each statistic, columns value, low, high; NaN without examples for it
     """How faithful a student is, with bootstrap intervals over the examples, the same for both models.
 
-    Raises `ValueError` if there are fewer than two examples, or the shapes do not go together."""
+    Raises `ValueError` if there are fewer than two examples, the shapes do not go together, or for a name in
+    `only` that there is not."""
     e = pair_columns(student_logits, teacher_logits, targets)
-    return bootstrap(_statistics(e), e.n, level, num_resamples, method, seed)
+    return bootstrap(_statistics(e, only), e.n, level, num_resamples, method, seed)
 
 # %% ../nbs/05d_fidelity.ipynb #7511e7b9
 def compare_students(
@@ -200,12 +206,13 @@ def compare_students(
     num_resamples:int=2000, # of the bootstrap
     method:str='bca', # 'bca' or 'percentile'
     seed:int=0, # of the resamples
+    only:list|None=None, # names of the rows; None: all
 ): # pandas.DataFrame; columns student, other, difference, low, high
     """Difference in fidelity of two students to one teacher, student less other, with paired intervals.
 
     Rows are those of `fidelity_statistics`, without those of the teacher alone."""
     a, b = (pair_columns(logits, teacher_logits, targets) for logits in (student_logits, other_logits))
-    of_a, of_b = (_statistics(e, of_student=True) for e in (a, b))
+    of_a, of_b = (_statistics(e, only, of_student=True) for e in (a, b))
     differences = {name: lambda w, f=f, g=of_b[name]: f(w) - g(w) for name, f in of_a.items()}
     table = bootstrap(differences, a.n, level, num_resamples, method, seed)
     table = table.rename(columns=dict(value='difference'))

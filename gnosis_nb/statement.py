@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['changed_by_class', 'write_statement']
 
-# %% ../nbs/05e_statement.ipynb #6e0b68a9
+# %% ../nbs/05e_statement.ipynb #053b4cbd
 import torch
 from torch import Tensor
 
 from .confidence import confidence_statistics
 from .intervals import bootstrap, mean_among, pair_columns
 
-# %% ../nbs/05e_statement.ipynb #d5216757
+# %% ../nbs/05e_statement.ipynb #a22874a3
 def _class_names(class_names, classes):
     if class_names is None: return [f'class {c}' for c in range(classes)]
     if len(class_names) != classes:
         raise ValueError(f'class_names: expected {classes} names, found {len(class_names)}')
-    return [str(o) for o in class_names]
+    return [f'class {o}' if str(o).isdigit() else str(o) for o in class_names]
 
 def _changed_by_class(e, names, level):
     import pandas as pd
@@ -46,7 +46,7 @@ def changed_by_class(
     e = pair_columns(student_logits, teacher_logits, targets)
     return _changed_by_class(e, _class_names(class_names, e.classes), level)
 
-# %% ../nbs/05e_statement.ipynb #f8d3da13
+# %% ../nbs/05e_statement.ipynb #190f7a82
 def _hard(e):
     "1 for the quarter of the examples on which the teacher is least sure; none if ties make it half."
     conf = e.t.log_p.amax(1).double()
@@ -68,7 +68,7 @@ def _numbers(e, i):
         ece=lambda w: ((w @ e.s.gaps).abs().sum(-1) - (w @ e.t.gaps).abs().sum(-1))/(w @ e.seen))
     return found
 
-# %% ../nbs/05e_statement.ipynb #6e8a3a4a
+# %% ../nbs/05e_statement.ipynb #d46bd7cc
 def _share(o):
     if o.value in (0, 1): return 'all' if o.value else 'none' # a bootstrap has no interval for these
     return f'{100*o.value:.1f} % ({100*o.low:.1f} to {100*o.high:.1f})'
@@ -85,8 +85,8 @@ def _changes(e, number, unit, level):
         return (f"Changes: none; on all {e.n:,} {unit} the student predicts its teacher's class. "
                 f"On others it may still differ on up to {most}.")
     share = _share(number.loc['changed'])
-    text = (f"Changes, with {100*level:g} % intervals: on {share} of {e.n:,} {unit} the student predicts another "
-            "class than its teacher")
+    text = (f"Changes, with {100*level:g} % intervals: on {share} of {e.n:,} {unit} the student predicts "
+            "another class than its teacher")
     if 'others_changed' not in number.index: return f'{text}.'
     other = _difference(number.loc['others_changed'], 'more', 'less')
     return f"{text}; an independent student on {other}." if other else (

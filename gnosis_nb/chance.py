@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['capa', 'chance_statistics']
 
-# %% ../nbs/05b_chance.ipynb #921f64e1
+# %% ../nbs/05b_chance.ipynb #150d8abd
 import torch
 from torch import Tensor
 
 from .intervals import mean_among, pair_columns
 
-# %% ../nbs/05b_chance.ipynb #dbb1b337
+# %% ../nbs/05b_chance.ipynb #2d007108
 def _kappa(observed, expected):
     "(c - e)/(1 - e), NaN where nothing is left to be explained."
     return torch.where(1 - expected > 1e-9, (observed - expected)/(1 - expected), torch.nan)
@@ -44,7 +44,7 @@ def capa(
     e = pair_columns(student_logits, teacher_logits, targets)
     return _capa(e, hard)(e.even).item()
 
-# %% ../nbs/05b_chance.ipynb #1266f337
+# %% ../nbs/05b_chance.ipynb #b3185326
 def chance_statistics(
     e, # a `Pair`
 ) -> dict: # name -> function of weights [..., n] to values [...]; nothing without labels

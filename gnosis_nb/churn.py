@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['churn', 'flips', 'transfer_asymmetry', 'diversity', 'churn_statistics']
 
-# %% ../nbs/05c_churn.ipynb #e69aa451
+# %% ../nbs/05c_churn.ipynb #91808f84
 import torch
 from torch import Tensor
 
 from .intervals import bootstrap, mean_among, on_host, pair_columns
 from .metrics import log_probs
 
-# %% ../nbs/05c_churn.ipynb #fabfe21d
+# %% ../nbs/05c_churn.ipynb #84e391f2
 def churn(
     student_logits:Tensor, # [batch, classes] or [batch, m, classes]
     teacher_logits:Tensor, # [batch, classes] or [batch, m, classes]
@@ -35,7 +35,7 @@ def flips(
     e = pair_columns(student_logits, teacher_logits, targets)
     return tuple(mean_among(e.even, column, e.seen).item() for column in (_lost(e), _gained(e)))
 
-# %% ../nbs/05c_churn.ipynb #365ac336
+# %% ../nbs/05c_churn.ipynb #98568869
 def _split(e):
     "Functions of weights to the agreement where the teacher is right, and where it is wrong."
     def among(some): return lambda w: mean_among(w, e.agree, some)
@@ -74,7 +74,7 @@ def transfer_asymmetry(
         share_right=s_right, share_wrong=s_wrong, share_asymmetry=_difference(s_wrong, s_right))
     return bootstrap(statistics, e.n, level, num_resamples, method, seed)
 
-# %% ../nbs/05c_churn.ipynb #e88c0277
+# %% ../nbs/05c_churn.ipynb #3535fe1a
 def _entropy(p): return -torch.special.xlogy(p, p).sum(-1)
 
 def _pairs(logits):
@@ -99,7 +99,7 @@ def diversity(
         raise ValueError(f'logits.shape={shape}: expected [batch, m, classes] with at least 2 members')
     return tuple(column.mean().item() for column in _pairs(logits))
 
-# %% ../nbs/05c_churn.ipynb #52482fd5
+# %% ../nbs/05c_churn.ipynb #02c04bb9
 def churn_statistics(
     e, # a `Pair`
 ) -> dict: # name -> function of weights [..., n] to values [...]

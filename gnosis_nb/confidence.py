@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['confidence_points', 'exaggeration', 'plot_confidence', 'confidence_statistics']
 
-# %% ../nbs/05a_confidence.ipynb #96c4ecaa
+# %% ../nbs/05a_confidence.ipynb #b93dd245
 import torch
 from torch import Tensor
 
 from .intervals import pair_columns
 
-# %% ../nbs/05a_confidence.ipynb #43596c66
+# %% ../nbs/05a_confidence.ipynb #d5a7a013
 _SCALES = 'log-odds', 'log'
 
 def _on_scale(model, top, scale):
@@ -41,7 +41,7 @@ def confidence_points(
     x, y, some = _points(pair_columns(student_logits, teacher_logits), scale)
     return x[some == 1], y[some == 1]
 
-# %% ../nbs/05a_confidence.ipynb #5dbcc67a
+# %% ../nbs/05a_confidence.ipynb #a418c237
 def _ratio(above, below):
     "above/below, NaN where nothing is below."
     return torch.where(below.abs() > 1e-12, above, torch.nan)/torch.where(below.abs() > 1e-12, below, 1.)
@@ -120,7 +120,7 @@ def exaggeration(
     e = pair_columns(student_logits, teacher_logits)
     return _FITS[fit](*_points(e, scale))(e.even).item()
 
-# %% ../nbs/05a_confidence.ipynb #8900e25c
+# %% ../nbs/05a_confidence.ipynb #1fe84e5e
 def plot_confidence(
     student_logits:Tensor, # [batch, classes] or [batch, m, classes]
     teacher_logits:Tensor, # [batch, classes] or [batch, m, classes]
@@ -144,7 +144,7 @@ def plot_confidence(
     ax.legend(fontsize=6, loc='upper left')
     return ax
 
-# %% ../nbs/05a_confidence.ipynb #464ac697
+# %% ../nbs/05a_confidence.ipynb #cc0df9cc
 def confidence_statistics(
     e, # a `Pair`
 ) -> dict: # name -> function of weights [..., n] to values [...]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ModelColumns', 'Pair', 'on_host', 'pair_columns', 'mean_among', 'bootstrap']
 
-# %% ../nbs/05_intervals.ipynb #84d50cb7
+# %% ../nbs/05_intervals.ipynb #c7bdc147
 from dataclasses import dataclass
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from .adapt import plain_tensor
 from .losses import check_pair, reduce_ensemble_logits
 from .metrics import check_targets, confidence_bin, kl_rows, log_probs
 
-# %% ../nbs/05_intervals.ipynb #9ec8953e
+# %% ../nbs/05_intervals.ipynb #e217589b
 @dataclass(eq=False)
 class ModelColumns:
     "What one model says of each example."

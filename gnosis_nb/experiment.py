@@ -32,6 +32,7 @@ from .provenance import installed_packages, provenance
 from .report import format_report, read_report, write_report, write_statistics
 from .reproducible import derive_seed, pick_device, set_seed
 from .run_folder import Elsewhere, Run, claim_run, random_name
+from .runs import read_run
 from .settings import (Classification, ConfigError, ImageClassification, Settings,
     TextClassification, as_dict, blame, student_recipe, teacher_recipe)
 from .stores import StoreUnreachable
@@ -222,7 +223,7 @@ def _report(cfg, inputs, run, device, teacher, student=None, independent=None):
     dl = inputs.evaluation(device)
     dl.report('evaluation', ProgressLine(run.say))
     found = collect_predictions(dl, teacher, student, independent)
-    write_report(run, found.report(dl.bs), inputs.unit)
+    write_report(run, found.report(dl.bs), inputs.unit, found, inputs.sets.test.classes)
     if cfg.keep_predictions:
         save_predictions(run, 'test', found, inputs.sets.test)
         _keep_train(cfg, inputs, run, device, teacher, student, independent)
@@ -248,7 +249,9 @@ def _work(cfg, inputs, run, ready, device):
     students = fit_all(run, prepare, device, cfg.trainer.parallel_models)
     _report(cfg, inputs, run, device, teachers[0], students['student'], students.get('independent_student'))
 
-def _outcome(run): return format_report(read_report(run))
+def _outcome(run):
+    statement = read_run(run.path).results.get('statement')
+    return '\n'.join(filter(None, [format_report(read_report(run)), statement]))
 
 CLASSIFICATION = Stages(_check, load_inputs, check_buildable, _begin, _work, _outcome)
 

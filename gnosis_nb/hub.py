@@ -23,7 +23,7 @@ from .checkpoint import CheckpointError, check_unchanged, checkpoint_info, load_
 from .data.words import basic_english
 from .models import ClassifierEnsemble, build_classifier
 from .run_folder import Run
-from .runs import flatten, teacher_digests
+from .runs import flatten, read_run, teacher_digests
 from .tables import as_markdown
 
 # %% ../nbs/80_hub.ipynb #b7db92fa
@@ -80,6 +80,9 @@ def _fidelity(folder, name):
     report = pd.read_csv(folder/'fidelity.csv', index_col='model')
     parts = ['Agreement and KL (nats) are those with the teacher, on the evaluation data.',
              as_markdown(report.map('{:.4f}'.format))]
+    if name == 'student' and (statement := read_run(folder).results.get('statement')):
+        lines = [f'- {o}' for o in statement.splitlines()]
+        parts.append('\n'.join(['What was lost of the teacher:', '', *lines]))
     path = folder/'fidelity_statistics.csv'
     if name == 'student' and path.exists():
         table = pd.read_csv(path, index_col='statistic').map('{:.4f}'.format).replace('nan', '')

@@ -71,19 +71,30 @@ def format_report(
     "The table as text."
     return report.to_string(float_format='{:.4f}'.format)
 
+def _statement(found, unit, names):
+    "The lines of a student, '' without one."
+    if found is None or found.student is None: return ''
+    return '\n'.join(found.statement(unit=unit, class_names=names))
+
 def write_report(
     run:Run, # open
     report:pd.DataFrame, # of `fidelity_report`
     unit:str='images', # what is classified
+    found:Predictions|None=None, # of which the report is; None: there will be no statement
+    class_names:list|None=None, # a name for each class; None: 'class 0', …
 ):
-    "Write `fidelity.csv`, `fidelity.png`, `summary.json`. Raises `FloatingPointError` if a model diverged."
+    """Write `fidelity.csv`, `fidelity.png`, `summary.json` with a statement of what the student lost.
+
+    Raises `FloatingPointError` if a model diverged."""
     if not np.isfinite(report.to_numpy()).all(): raise FloatingPointError(f"a model has diverged:\n{report}")
     run.write('fidelity.csv', report.rename_axis('model').to_csv)
     fig = _plot_report(report, run.tables.get('student_train_metrics', []), unit)
     run.write('fidelity.png', partial(fig.savefig, dpi=100, format='png'))
     plt.close(fig)
-    run.summarize(**summarize(report))
+    statement = _statement(found, unit, class_names)
+    run.summarize(**summarize(report), **(dict(statement=statement) if statement else {}))
     run.say(format_report(report))
+    if statement: run.say(statement)
     if digests := teacher_digests(run.state): run.say(f"teachers: {'; independent: '.join(digests)}")
 
 def read_report(

@@ -88,10 +88,12 @@ def filter_runs(
     df:pd.DataFrame, # of `find_runs`
     text:str, # a query, as `trainer.num_epochs > 5 and state == 'done'`, or words
 )->pd.DataFrame:
-    "The runs that fulfil a query or contain all words. Raises `ValueError` for an impossible query."
+    """The runs that fulfil a query or contain all words. Raises `ValueError` for an impossible query.
+
+    Words of a run's statement do not count: all statements have most of them."""
     if not text.strip(): return df
     if not any(o in text for o in '<>='):
-        cells = df.map(str).agg(' '.join, axis=1).str.lower()
+        cells = df.drop(columns='statement', errors='ignore').map(str).agg(' '.join, axis=1).str.lower()
         return df[np.logical_and.reduce([cells.str.contains(w, regex=False) for w in text.lower().split()])]
     try: return df[df.eval(_quoted(text, df.columns), engine='python').astype(bool)]
     except Exception as e:

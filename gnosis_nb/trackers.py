@@ -133,7 +133,10 @@ class MLflowTracker:
 
     def log(self, table, row): self._log(chart_names(table, row), row['epoch'])
 
-    def summarize(self, numbers): self._log(numbers, 0)
+    def summarize(self, numbers):
+        texts = {k: v for k, v in numbers.items() if isinstance(v, str)}     # of MLflow only tags are texts
+        self._log({k: v for k, v in numbers.items() if k not in texts}, 0)
+        for k, v in texts.items(): self.client.set_tag(self.id, k, v)
 
     def send(self, path): self.client.log_artifact(self.id, str(path))
 

@@ -23,8 +23,8 @@ def _floats(net):
 class WeightAverage(Callback):
     """Average a network's weights. The average is evaluated, and takes their place after the fit.
 
-    Raises `ValueError` for an unknown kind or a number out of range; in a fit, for an optimiser that is not of
-    torch.optim. (EMA: Polyak and Juditsky 1992; SWA: Izmailov et al. 2018, algorithm 1)"""
+    Raises `ValueError` for an unknown kind or a number out of range; in a fit, for an optimiser that is not
+    of torch.optim. (EMA: Polyak and Juditsky 1992; SWA: Izmailov et al. 2018, algorithm 1)"""
     order = 98  # after `FidelityTable`, which decides whether there is an evaluation
     def __init__(
         self,

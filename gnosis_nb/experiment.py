@@ -76,7 +76,8 @@ def build_loss(
 
 def _averages(trainer):
     "What averages the student's weights, in a list that may be empty."
-    return [WeightAverage(trainer.average, trainer.average_decay, trainer.average_start)] if trainer.average else []
+    if not trainer.average: return []
+    return [WeightAverage(trainer.average, trainer.average_decay, trainer.average_start)]
 
 def prepare_student(
     cfg:Classification, # settings
@@ -99,7 +100,8 @@ def prepare_student(
     options = dict(learner_options(how, cfg.trainer), freeze_bn=getattr(cfg.trainer, 'freeze_bn', False))
     with blame('loss'):
         learn = student_learner(dls, net, teacher, loss, cfg.loss.alpha, train_batches.temps[0], metrics=[],
-                                cbs=[table, *_averages(cfg.trainer)], cache=cfg.trainer.teacher_cache, **options)
+                                cbs=[table, *_averages(cfg.trainer)], cache=cfg.trainer.teacher_cache,
+                                **options)
     def train():
         fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes)
         run.save(name, net, training=asdict(how), seed=cfg.seed, epochs=how.num_epochs,

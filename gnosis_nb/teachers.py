@@ -344,12 +344,13 @@ def temper(
     inputs:Inputs, # of the run
     device, # where
 ):
-    "Divide the teachers' logits as `teacher.temperature` says. Raises `ConfigError` if there is nothing to fit to."
+    "Divide the logits as `teacher.temperature` says. Raises `ConfigError` if there is nothing to fit to."
     wanted = cfg.teacher.temperature
     if wanted == 1: return
     part = inputs.parts[1 - inputs.split].labelled
     for ensemble in ensembles:
-        ensemble.temperature = wanted if wanted != 'fit' else _fitted(ensemble, inputs.evaluation(device, part))
+        dl = inputs.evaluation(device, part)
+        ensemble.temperature = _fitted(ensemble, dl) if wanted == 'fit' else wanted
     found = [o.temperature for o in ensembles]
     fitted = f", fitted to {part.describe(inputs.unit + ' that they have not learnt from')}"*(wanted == 'fit')
     run.say(f"temperature of the teachers: {', '.join(f'{o:.3g}' for o in found)}{fitted}")

@@ -1,4 +1,4 @@
-"Settings that change who teaches and what is kept: averages, drawn members, temperatures, smoothed labels, patience."
+"Who teaches and what is kept: averages, drawn members, temperatures, smoothed labels, patience."
 import json
 
 import pytest
@@ -62,8 +62,8 @@ def learner(loss=None, n=2, members=1, record=None, average=None, listens=False)
     sets.train = sets.train.subset(range(192))
     cbs = [tab, *([Listens()] if listens else []), *([average] if average else [])]
     student = build_classifier('lenet', 10, in_channels=1, input_size=28, seed=9)
-    learn = student_learner(image_dls(sets, 32, eval_bs=450, seed=1), student, teachers, loss, metrics=[], cbs=cbs,
-                            precision='fp32')
+    dls = image_dls(sets, 32, eval_bs=450, seed=1)
+    learn = student_learner(dls, student, teachers, loss, metrics=[], cbs=cbs, precision='fp32')
     learn.step_engine.record = record
     with learn.no_bar(), learn.no_logging(): learn.fit(n)
     return student.state_dict(), tab.rows, teachers, learn
@@ -86,7 +86,8 @@ def test_an_interrupted_evaluation_leaves_the_student():
     stop, average = Stop(), WeightAverage('ema', .5)
     student = build_classifier('lenet', 10, in_channels=1, input_size=28, seed=9)
     teacher = build_classifier('lenet', 10, in_channels=1, input_size=28, seed=1)
-    learn = student_learner(image_dls(digits(size=28), 500), student, teacher, metrics=[], cbs=[average, stop])
+    dls = image_dls(digits(size=28), 500)
+    learn = student_learner(dls, student, teacher, metrics=[], cbs=[average, stop])
     with pytest.raises(KeyboardInterrupt), learn.no_bar(), learn.no_logging(): learn.fit(2)
     assert not torch.equal(next(student.parameters()), stop.shown)
     assert not learn.opt.opt._optimizer_step_post_hooks

@@ -264,6 +264,7 @@ class Frozen:
         if precision == 'bf16': nets = [cast_weights(o) for o in nets]
         elif compile: nets = [copy.deepcopy(o) for o in nets]  # compiled code keeps its own networks
         self.nets, self.streams = nets, None
+        self.cooled = net.cooled if self.many else lambda z: z
         if cuda and len(nets) > 1: self.streams = [torch.cuda.Stream(self.device) for _ in nets]
         self.run = Compiled(self._logits, options=dict(freezing=True)) if compile else self._logits
         record = record or (CudaGraph if cuda else None)
@@ -278,7 +279,8 @@ class Frozen:
         return self._ask(*x)[0]
 
     def _ask(self, *x):
-        with torch.no_grad(), autocast(self.device, self.precision): return self.run(*x).float(),
+        with torch.no_grad(), autocast(self.device, self.precision):
+            return self.cooled(self.run(*x).float()),
 
     def _answer(self, net, x):
         given, named = arguments(net, x, self.names())

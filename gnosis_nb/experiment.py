@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from fastai.data.core import DataLoaders
 
+from .averages import WeightAverage
 from .checkpoint import load_checkpoint
 from .cka import stage_cka
 from .distill import FidelityTable
@@ -24,7 +25,7 @@ from .generators import build_generator
 from .initialize import initialize_student, interpolate
 from .inputs import Inputs, distillation_rows, image_augmentation, load_inputs, student_batches
 from .learner import student_learner
-from .losses_beyond import ALL_LOSSES
+from .losses_beyond import ALL_LOSSES, DrawnMember
 from .mirror import Mirror, send_unsent
 from .predictions import collect_predictions, save_predictions
 from .progress import ProgressLine
@@ -70,7 +71,14 @@ def build_loss(
     options = cfg.loss.options()
     if cfg.loss.name == 'ts_hard_cross_ent':
         options['generator'] = torch.Generator().manual_seed(derive_seed(cfg.seed, 'loss'))
-    with blame('loss'): return ALL_LOSSES[cfg.loss.name](**options)
+    with blame('loss'): loss = ALL_LOSSES[cfg.loss.name](**options)
+    if not cfg.teacher.draw_member: return loss
+    return DrawnMember(loss, torch.Generator().manual_seed(derive_seed(cfg.seed, 'member')))
+
+def _averages(trainer):
+    "What averages the student's weights, in a list that may be empty."
+    if not trainer.average: return []
+    return [WeightAverage(trainer.average, trainer.average_decay, trainer.average_start)]
 
 def prepare_student(
     cfg:Classification, # settings
@@ -93,7 +101,8 @@ def prepare_student(
     options = dict(learner_options(how, cfg.trainer), freeze_bn=getattr(cfg.trainer, 'freeze_bn', False))
     with blame('loss'):
         learn = student_learner(dls, net, teacher, loss, cfg.loss.alpha, train_batches.temps[0], metrics=[],
-                                cbs=table, cache=cfg.trainer.teacher_cache, **options)
+                                cbs=[table, *_averages(cfg.trainer)], cache=cfg.trainer.teacher_cache,
+                                **options)
     def train():
         fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes)
         run.save(name, net, training=asdict(how), seed=cfg.seed, epochs=how.num_epochs,

@@ -13,6 +13,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 import fastai.callback.progress  # Learners show a progress bar,
 import fastai.callback.schedule  # and have lr_find and fit_one_cycle
@@ -105,6 +106,7 @@ def teacher_learner(
     eta_min:float=0., # learning rate that the cosine falls to
     warmup:int=0, # epochs before the full learning rate
     freeze_bn:bool=False, # keep BatchNorm statistics
+    label_smoothing:float=0., # share of the target that is spread over all classes, in [0, 1)
     precision:str='auto', # of the networks' arithmetic: 'auto', 'fp32' or 'bf16'
     channels_last:str|bool='auto', # memory format: 'auto', True or False
     compile:str|bool='auto', # compile the networks: 'auto', True or False
@@ -117,6 +119,9 @@ def teacher_learner(
     if hasattr(dls.train, 'temps'):
         raise ValueError(f"dls.train={type(dls.train).__name__}: expected batches (x, y) without a "
                          "temperature, as those of image_dls")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing={label_smoothing}: expected a number in [0, 1)")
+    if label_smoothing: kwargs.setdefault('loss_func', nn.CrossEntropyLoss(label_smoothing=label_smoothing))
     metrics = [Accuracy(), NLL(), ECE()] if metrics is None else metrics
     opt_func = optimizer(opt, momentum=momentum, nesterov=nesterov, weight_decay=wd)
     recipe = _recipe((eta_min, warmup), freeze_bn, (precision, channels_last, compile))

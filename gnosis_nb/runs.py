@@ -64,6 +64,12 @@ _FORMER_VALUES = {
     'teacher.own_input.mean': None,
     'teacher.own_input.std': None,
     'teacher.own_input.size': None,
+    'teacher.trainer.label_smoothing': 0.,
+    'teacher.temperature': 1.,
+    'teacher.draw_member': False,
+    'trainer.average': None,
+    'trainer.average_decay': .999,
+    'trainer.average_start': .75,
 }
 
 def _counts(name, value):

@@ -398,6 +398,7 @@ class TeacherTrainer(Group):
     nesterov:bool
     eta_min:NotNegative
     warmup_epochs:Natural
+    label_smoothing:Decay
 
 @dataclass(frozen=True)
 class Teacher(Group):
@@ -417,6 +418,8 @@ class Teacher(Group):
     ckpt_path:str | None
     ckpt_init:StudentStart
     independent:bool
+    temperature:Literal['fit'] | Divisor
+    draw_member:bool
     trainer:TeacherTrainer
 
     @property
@@ -452,6 +455,9 @@ class TextTrainer(Group):
     compile:Switch
     parallel_models:Literal['auto'] | Count
     teacher_cache:NotNegative
+    average:Literal['ema', 'swa'] | None
+    average_decay:Decay
+    average_start:Decay
     optimizer:Optimizer
     lr_scheduler:Schedule
 
@@ -586,6 +592,7 @@ class Recipe:
     nesterov:bool
     eta_min:float
     warmup_epochs:int
+    label_smoothing:float = 0.                                               # of teachers
 
 def student_recipe(
     cfg:Settings, # of a classification
@@ -600,7 +607,8 @@ def teacher_recipe(
 ) -> Recipe:
     "How a teacher is trained."
     if cfg.trainer.distill_teacher: return Recipe(**asdict(cfg.teacher.trainer))
-    return replace(student_recipe(cfg), nesterov=cfg.teacher.trainer.nesterov)
+    own = cfg.teacher.trainer
+    return replace(student_recipe(cfg), nesterov=own.nesterov, label_smoothing=own.label_smoothing)
 
 def _check_recipe(how, prefix, optimizer, schedule):
     if how.eta_min > how.lr:
@@ -611,6 +619,17 @@ def _check_recipe(how, prefix, optimizer, schedule):
                           f"expected fewer than {prefix}.num_epochs={how.num_epochs}")
     if how.nesterov and not how.momentum:
         raise ConfigError(f"{optimizer}.nesterov=True: needs {optimizer}.momentum > 0")
+
+# %% ../nbs/51_settings.ipynb #947552ed
+def _check_methods(cfg):
+    "What a student's average, a drawn member and a fitted temperature need."
+    asked = [('trainer.average', cfg.trainer.average), ('teacher.draw_member', cfg.teacher.draw_member)]
+    for key, value in asked:
+        if value and not cfg.trainer.distill_teacher:
+            raise ConfigError(f"{key}={value} with trainer.distill_teacher=False: there is no student")
+    if cfg.teacher.temperature == 'fit' and cfg.dataset.subsample.ratio == 1:
+        raise ConfigError("teacher.temperature=fit with dataset.subsample.ratio=1.0: expected a ratio < 1, "
+                          "which leaves training examples that teachers do not learn from")
 
 # %% ../nbs/51_settings.ipynb #cb3b914f
 @dataclass(frozen=True)
@@ -628,6 +647,7 @@ class Classification(Settings):
         self._check_teacher()
         _check_recipe(student_recipe(self), 'trainer', 'trainer.optimizer', 'trainer.lr_scheduler')
         _check_recipe(Recipe(**asdict(self.teacher.trainer)), *['teacher.trainer']*3)
+        _check_methods(self)
 
     def _check_teacher(self):
         t = self.teacher

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['teacher_facts', 'open_bucket', 'checkpoint_folder', 'find_teachers', 'count_needed', 'choose_teachers', 'check_known',
-           'load_teachers', 'teacher_seed', 'prepare_teacher', 'complete_teachers']
+           'load_teachers', 'teacher_seed', 'prepare_teacher', 'temper', 'complete_teachers']
 
 # %% ../nbs/54_teachers.ipynb #c2294372
 import hashlib, json, random, re
@@ -25,6 +25,8 @@ from .fitting import build_network, fit, fit_all, kept_spec, learner_options
 from .inputs import Inputs
 from .learner import teacher_learner
 from .models import ClassifierEnsemble
+from .models.ensemble import fit_temperature
+from .predictions import collect_predictions
 from .reproducible import derive_seed
 from .run_folder import Run
 from .settings import Classification, ConfigError, Settings, blame, network_options, teacher_recipe
@@ -58,9 +60,12 @@ def teacher_facts(
     return facts
 
 # %% ../nbs/54_teachers.ipynb #6b14ff75
+_FORMER_RECIPE = dict(label_smoothing=0.)                                    # of recipes that do not say it
+
 def _training_facts(cfg):
     "How teachers are trained, as JSON values."
     facts = asdict(teacher_recipe(cfg))
+    facts = {k: v for k, v in facts.items() if _FORMER_RECIPE.get(k) != v}   # as teachers from before
     if not hasattr(cfg, 'augmentation'): return facts
     chosen, options = cfg.augmentation.transforms_list, cfg.augmentation.options()
     return {**facts, 'augmentation': {name: options.get(name) for name in chosen}}
@@ -69,6 +74,7 @@ def _other_recipe(info, wanted):
     "In what a checkpoint's recipe differs: key -> (value, wanted value). Older ones know less of it."
     training = info.get('training', {})
     if 'num_epochs' not in training: return {'recipe': ('not known', 'a known one')}
+    training, wanted = {**_FORMER_RECIPE, **training}, {**_FORMER_RECIPE, **wanted}
     return {k: (training[k], v) for k, v in wanted.items() if k in training and training[k] != v}
 
 # %% ../nbs/54_teachers.ipynb #2a8874c1
@@ -307,7 +313,8 @@ def prepare_teacher(
     run.save(name.replace('teacher_', 'teacher_init_'), net, facts=facts, epochs=0)
     table = FidelityTable(cfg.trainer.eval_period, partial(run.log, f'{name}_train_metrics'))
     dls = inputs.teacher_batches(how.batch_size, device, seed)
-    learn = teacher_learner(dls, net, metrics=[], cbs=table, **learner_options(how, cfg.trainer))
+    learn = teacher_learner(dls, net, metrics=[], cbs=table, label_smoothing=how.label_smoothing,
+                            **learner_options(how, cfg.trainer))
     order = {'created': created} if created else {}
     def train():
         fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes)
@@ -328,6 +335,32 @@ def _fit_teachers(cfg, run, new, inputs, device):
     fit_all(run, prepare, device, cfg.trainer.parallel_models)
     paths = [run.path/f'{name}.safetensors' for name in new]
     return [(path, checkpoint_info(path)) for path in paths]
+
+# %% ../nbs/54_teachers.ipynb #cd90d550
+def temper(
+    cfg:Classification, # settings
+    run:Run, # an open one; the temperatures go to its state
+    ensembles:list, # of `complete_teachers`; their `temperature` is set
+    inputs:Inputs, # of the run
+    device, # where
+):
+    "Divide the logits as `teacher.temperature` says. Raises `ConfigError` if there is nothing to fit to."
+    wanted = cfg.teacher.temperature
+    if wanted == 1: return
+    part = inputs.parts[1 - inputs.split].labelled
+    for ensemble in ensembles:
+        dl = inputs.evaluation(device, part)
+        ensemble.temperature = _fitted(ensemble, dl) if wanted == 'fit' else wanted
+    found = [o.temperature for o in ensembles]
+    fitted = f", fitted to {part.describe(inputs.unit + ' that they have not learnt from')}"*(wanted == 'fit')
+    run.say(f"temperature of the teachers: {', '.join(f'{o:.3g}' for o in found)}{fitted}")
+    run.set_state('running', teacher_temperature=found)
+
+def _fitted(ensemble, dl):
+    "The temperature that calibrates an ensemble on these examples."
+    with blame('dataset.subsample.ratio'):
+        found = collect_predictions(dl, ensemble)
+        return fit_temperature(found.teacher, found.targets)
 
 # %% ../nbs/54_teachers.ipynb #a804f09e
 def _own_first(cfg, found, missing):
@@ -403,4 +436,6 @@ def complete_teachers(
     run.set_state('running', plan=[[known(o) for o in group] for group in facts],
                   teachers=[[o['path'] for o in group] for group in facts],
                   teacher_weights=[[o.get('weights') for o in group] for group in facts])
-    return [ClassifierEnsemble(*(net.to(device) for net, _ in group)).eval() for group in ready]
+    ensembles = [ClassifierEnsemble(*(net.to(device) for net, _ in group)).eval() for group in ready]
+    temper(cfg, run, ensembles, inputs, device)
+    return ensembles

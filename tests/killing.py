@@ -1,9 +1,9 @@
-"""`main` of image|text|gan, a folder, n and numbers m: run once undisturbed in folder/whole, then n times
-in folder/0, folder/1, …, each killed (-9) just before an event and started again. An event is a backward
-pass, or that a file is flushed to the disk or renamed. The n events are spread evenly over the run. A last
-run, in folder/within, keeps its training state after every batch: its process is killed after m batches
-within epochs, the one that goes on after the next m, and so on. Prints what each run was doing when it was
-killed."""
+"""`main` of image|averaged|text|gan, a folder, n and numbers m: run once undisturbed in folder/whole,
+then n times in folder/0, folder/1, …, each killed (-9) just before an event and started again. An event
+is a backward pass, or that a file is flushed to the disk or renamed. The n events are spread evenly over
+the run. A last run, in folder/within, keeps its training state after every batch: its process is killed
+after m batches within epochs, the one that goes on after the next m, and so on. Prints what each run was
+doing when it was killed."""
 import itertools, os, signal, sys
 from pathlib import Path
 
@@ -21,6 +21,11 @@ KINDS = dict(
         '+experiment=digits', '+recipe=student', 'dataset.size=8', 'dataset.subsample.ratio=0.1',
         'dataset.shrink.test=50', 'teacher.independent=true', 'trainer.num_epochs=3', 'trainer.eval_period=2',
         'loss=ts_cvx_cross_ent', 'distill_loader.mixup_alpha=1.0']),
+    averaged=(experiment.image_classification, 'image_classification', [
+        '+experiment=digits', 'teacher.trainer.num_epochs=1', 'dataset.size=8', 'dataset.subsample.ratio=0.1',
+        'dataset.shrink.test=50', 'trainer.num_epochs=3', 'teacher.num_components=2',
+        'teacher.draw_member=true', 'teacher.temperature=fit',
+        'trainer.average=ema', 'trainer.average_decay=0.5']),
     text=(experiment.text_classification, 'text_classification', [
         '+experiment=sentences', '+recipe=student', 'dataset.num_train=300', 'dataset.num_test=100',
         'trainer.num_epochs=3', 'trainer.eval_period=2']),

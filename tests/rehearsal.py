@@ -33,6 +33,7 @@ from fastai.callback.training import GradientClip
 from fastai.learner import Recorder
 from PIL import Image
 
+from gnosis_nb.averages import WeightAverage
 from gnosis_nb.cka import cka_matrix, stage_cka
 from gnosis_nb.cli import compose, run_command
 from gnosis_nb.data.augment import AUGMENTATIONS, augmentation
@@ -47,8 +48,8 @@ from gnosis_nb.gan import GANTable, SampleGrid, gan_dls, gan_learner
 from gnosis_nb.initialize import initialize_student
 from gnosis_nb.landscape import Plane, WeightPath, loss_line, loss_surface
 from gnosis_nb.learner import student_learner, teacher_learner
-from gnosis_nb.losses import HardCrossEntropy
-from gnosis_nb.losses_beyond import ALL_LOSSES
+from gnosis_nb.losses import ForwardCrossEntropy, HardCrossEntropy
+from gnosis_nb.losses_beyond import ALL_LOSSES, DrawnMember
 from gnosis_nb.metrics import fidelity_report
 from gnosis_nb.models import ClassifierEnsemble, LSTMClassifier, build_classifier, build_gan
 from gnosis_nb.predictions import collect_predictions
@@ -230,12 +231,14 @@ def table():
     table.patience = float('inf')  # it looks at the loss after seconds, which tests have none of
     return table
 
-def student(device, policy='baseline', name='tiny', loss=None, m=1, run=True, synth=None, **options):
+def student(device, policy='baseline', name='tiny', loss=None, m=1, run=True, synth=None, average=None,
+            **options):
     extra = images(n=BATCHES * 4).train if policy == 'ood' else None
     block, bs = DistillBlock(*policy_blocks(policy, synth, extra)), ROWS if extra is None else ROWS + 4
     dls, mine = block.dataloaders(images(), bs=bs, device=device), table()
     loss = loss() if loss else None
-    learn = student_learner(dls, network(name), ensemble(m, name), loss, metrics=[], cbs=mine, **options)
+    cbs = [mine, *([WeightAverage(*average)] if average else [])]
+    learn = student_learner(dls, network(name), ensemble(m, name), loss, metrics=[], cbs=cbs, **options)
     return as_a_run(learn, mine) if run else learn
 
 def teacher(
@@ -313,6 +316,17 @@ def hard_labels(rig, device, **options):
         return student(where, loss=partial(HardCrossEntropy, generator=rng, **options), **kwargs)
     if device == 'cpu': rig.fit(make(rig.device))  # it seeds one on the device, which draws other numbers
     else: rig.compare(make, random=True)
+
+def averages(rig, kind):
+    "A student whose weights are averaged."
+    rig.compare(partial(student, average=(kind, .5)))
+
+def drawn_member(rig):
+    "A student that is taught by one of two teachers at a time."
+    def make(where, **options):
+        rng = torch.Generator(where).manual_seed(0)
+        return student(where, loss=lambda: DrawnMember(ForwardCrossEntropy(), rng), m=2, **options)
+    rig.compare(make, random=True)
 
 def texts(rig, bucket):
     "LSTMs in the best precision."
@@ -494,6 +508,7 @@ SCENARIOS = dict(
         'sampled': dict(device=None, mode='sample'), 'corrupted': dict(device=None, corruption_ratio=.3),
         'sampled, CUDA generator': dict(device='cuda', mode='sample'),
         'sampled, CPU generator': dict(device='cpu', mode='sample')}.items()},
+    **{f'student {o}': partial(averages, kind=o) for o in ('ema', 'swa')}, **{'student drawn': drawn_member},
     **{f'texts, bucket={o}': partial(texts, bucket=o) for o in (False, True)}, texts_on_cpu=texts_on_cpu,
     **{f'gan {o}': partial(gan, name=o) for o in GANS},
     measures=measures, landscape=landscape,

@@ -63,6 +63,10 @@ _FORMER_VALUES = {
     'teacher.own_input.mean': None,
     'teacher.own_input.std': None,
     'teacher.own_input.size': None,
+    'teacher.control': [],
+    'teacher.control_noise': 0.5,
+    'teacher.schedule': None,
+    'teacher.trainer.keep_epochs': [],
 }
 
 def _counts(name, value):

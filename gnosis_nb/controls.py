@@ -6,8 +6,8 @@
 __all__ = ['pass_on', 'PassOn', 'Source', 'noisy_labels', 'student_sources']
 
 # %% ../nbs/54a_controls.ipynb #39ed0fa1
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from .models import ClassifierEnsemble, build_classifier
 from .reproducible import derive_seed
 from .run_folder import Run
 from .settings import Classification, ShuffleTargets
-from .teachers import load_trajectory, prepare_teacher
+from .teachers import forget_incomplete, load_trajectory, prepare_teacher
 
 # %% ../nbs/54a_controls.ipynb #27582332
 def pass_on(
@@ -118,12 +118,13 @@ def noisy_labels(
 def _noisy_teachers(cfg, run, inputs, device, names):
     "Train them, or read those that are there."
     noisy, shuffled = noisy_labels(cfg, inputs)
+    for name in names: forget_incomplete(cfg, run, name)
     if not all((run.path/f'{name}.safetensors').exists() for name in names):
         run.say(f"training {len(names)} teacher{'s'*(len(names) > 1)} with {cfg.teacher.control_noise:.0%} "
                 "of the labels shuffled, for a control")
     def prepare(name): return prepare_teacher(noisy, run, name, derive_seed(cfg.seed, name), None, shuffled, device)
-    return list(fit_all(run, {name: (lambda name=name: prepare(name)) for name in names}, device,
-                        cfg.trainer.parallel_models).values())
+    nets = fit_all(run, {name: partial(prepare, name) for name in names}, device, cfg.trainer.parallel_models)
+    return [nets[name] for name in names]
 
 def _random_teachers(cfg, run, inputs, device, names, teacher):
     "Make networks like the teacher's, or read those that are there."

@@ -250,7 +250,7 @@ def _work(cfg, inputs, run, ready, device):
     prepare = {name: partial(prepare_student, cfg, run, name, source, inputs, device, generator)
                for name, source in sources.items()}
     students = fit_all(run, prepare, device, cfg.trainer.parallel_models)
-    controls = {name: net for name, net in students.items() if name.startswith('control_')}
+    controls = {name: students[name] for name in sources if name.startswith('control_')}
     _report(cfg, inputs, run, device, teachers[0], students['student'], students.get('independent_student'), controls)
 
 def _outcome(run):

@@ -330,10 +330,13 @@ def explained_agreement(
             return torch.where(whole > 1e-9, f(w, other)/whole, torch.nan)
         return share
     def excess(w, e): return _excess(w, e, 'label')
+    options = own.n, level, num_resamples, method, seed
+    has_excess = bootstrap(dict(own=lambda w: excess(w, own)), *options).low['own'] > 0
     for name, logits in control_logits.items():
         other = _examples(logits, teacher_logits, targets)
         shares = dict(share=ratio(lambda w, e: w @ e.agree, other), excess_share=ratio(excess, other))
-        table = bootstrap(shares, own.n, level, num_resamples, method, seed)
+        table = bootstrap(shares, *options)
+        if not has_excess: table.loc['excess_share'] = torch.nan
         rows[name] = dict(agreement=(other.even @ other.agree).item())
         for what, (value, low, high) in zip(shares, table.values.tolist()):
             rows[name] |= {what: value, f'{what}_low': low, f'{what}_high': high}

@@ -494,7 +494,7 @@ def _owner(name):
     "The network that a file belongs to, if it does."
     found = re.fullmatch(r'(.*?)(_train_metrics\.csv|\.safetensors)', name)
     if not found or name.startswith('predictions_'): return None
-    return re.sub(r'^(teacher)_init|_epoch_\d+$|_init$', r'\1', found[1])
+    return re.sub(r'(teacher)_init(?=_\d)|_epoch_\d+$|_init$', r'\1', found[1])
 
 @patch
 def _set_aside(self:Run, damaged):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['teacher_facts', 'open_bucket', 'checkpoint_folder', 'epoch_path', 'missing_epochs', 'load_trajectory',
            'find_teachers', 'count_needed', 'choose_teachers', 'check_known', 'load_teachers', 'teacher_seed',
-           'prepare_teacher', 'complete_teachers']
+           'forget_incomplete', 'prepare_teacher', 'complete_teachers']
 
 # %% ../nbs/54_teachers.ipynb #c2294372
 import hashlib, json, random, re
@@ -337,8 +337,12 @@ class _Pool:
         return taken
 
 # %% ../nbs/54_teachers.ipynb #883370b9
-def _start_anew(cfg, run, name):
-    "Forget a training, or a trained teacher, that is past an epoch to be kept whose weights are gone."
+def forget_incomplete(
+    cfg:Classification, # settings
+    run:Run, # open
+    name:str, # of a teacher that the run trains
+):
+    "Forget a teacher's training if it is past an epoch of `keep_epochs` whose weights are gone."
     path, lost = run.path/f'{name}.safetensors', missing_epochs(cfg, run.path/f'{name}.safetensors')
     if not lost: return
     if path.exists(): run.discard(name)
@@ -384,7 +388,7 @@ def _fit_teachers(cfg, run, new, inputs, device):
     "Train teachers; `new` has a seed and a time for each name. Returns pairs of path and facts."
     prepare = {name: partial(prepare_teacher, cfg, run, name, *seed_and_time, inputs, device)
                for name, seed_and_time in new.items()}
-    for name in new: _start_anew(cfg, run, name)
+    for name in new: forget_incomplete(cfg, run, name)
     fit_all(run, prepare, device, cfg.trainer.parallel_models)
     paths = [run.path/f'{name}.safetensors' for name in new]
     return [(path, checkpoint_info(path)) for path in paths]

@@ -21,6 +21,11 @@ KINDS = dict(
         '+experiment=digits', '+recipe=student', 'dataset.size=8', 'dataset.subsample.ratio=0.1',
         'dataset.shrink.test=50', 'teacher.independent=true', 'trainer.num_epochs=3', 'trainer.eval_period=2',
         'loss=ts_cvx_cross_ent', 'distill_loader.mixup_alpha=1.0']),
+    controls=(experiment.image_classification, 'image_classification', [
+        '+experiment=digits', '+recipe=student', 'dataset.size=8', 'dataset.subsample.ratio=0.1',
+        'dataset.shrink.test=50', 'trainer.num_epochs=3', 'trainer.eval_period=2',
+        'teacher.trainer.keep_epochs=[1,2]', 'teacher.schedule=[1,2]',
+        'teacher.control=[permuted_in_class,label_noise]']),
     text=(experiment.text_classification, 'text_classification', [
         '+experiment=sentences', '+recipe=student', 'dataset.num_train=300', 'dataset.num_test=100',
         'trainer.num_epochs=3', 'trainer.eval_period=2']),

@@ -256,7 +256,8 @@ def _page(values, comments, prefix='', indent=0):
         if below: yield from _page(value, comments, f'{name}.', indent + 2)
 
 _ADDED = dict(image_classification=('experiment', 'capacity', 'controls', 'optimizer', 'recipe'),
-              text_classification=('experiment', 'controls', 'optimizer', 'recipe'), image_generation=('experiment',))
+              text_classification=('experiment', 'controls', 'optimizer', 'recipe'),
+              image_generation=('experiment',))
 
 def help_page(
     command:str, # a key of `COMMANDS`

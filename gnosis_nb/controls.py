@@ -113,7 +113,8 @@ def noisy_labels(
     part = inputs.parts[i]
     noisy = replace(part, targets=shuffle_targets(part.targets, ratio, cfg.seed))
     settings = replace(cfg.dataset, shuffle_train_targets=ShuffleTargets(True, cfg.seed, ratio))
-    return replace(cfg, dataset=settings), replace(inputs, parts=[*inputs.parts[:i], noisy, *inputs.parts[i+1:]])
+    parts = [*inputs.parts[:i], noisy, *inputs.parts[i+1:]]
+    return replace(cfg, dataset=settings), replace(inputs, parts=parts)
 
 def _noisy_teachers(cfg, run, inputs, device, names):
     "Train them, or read those that are there."
@@ -122,7 +123,8 @@ def _noisy_teachers(cfg, run, inputs, device, names):
     if not all((run.path/f'{name}.safetensors').exists() for name in names):
         run.say(f"training {len(names)} teacher{'s'*(len(names) > 1)} with {cfg.teacher.control_noise:.0%} "
                 "of the labels shuffled, for a control")
-    def prepare(name): return prepare_teacher(noisy, run, name, derive_seed(cfg.seed, name), None, shuffled, device)
+    def prepare(name):
+        return prepare_teacher(noisy, run, name, derive_seed(cfg.seed, name), None, shuffled, device)
     nets = fit_all(run, {name: partial(prepare, name) for name in names}, device, cfg.trainer.parallel_models)
     return [nets[name] for name in names]
 

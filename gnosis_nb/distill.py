@@ -422,7 +422,8 @@ class TeacherSchedule(Callback):
         ends, # how many epochs are done when each of them ceases to teach
     ):
         if len(stages) != len(ends) or list(ends) != sorted({*ends}):
-            raise ValueError(f"ends={list(ends)}: expected an epoch for each of {len(stages)} stages, ascending")
+            raise ValueError(f"ends={list(ends)}: expected an epoch for each of {len(stages)} stages, "
+                             "ascending")
         self.stages, self.ends = [as_model(o, 'stages') for o in stages], list(ends)
 
     def before_fit(self):

@@ -92,10 +92,12 @@ def prepare_student(
     run.save(f'{name}_init', net, epochs=0)
     table = FidelityTable(cfg.trainer.eval_period, partial(run.log, f'{name}_train_metrics'))
     options = dict(learner_options(how, cfg.trainer), freeze_bn=getattr(cfg.trainer, 'freeze_bn', False))
-    loss, alpha = source.loss(loss, inputs.sets.train.num_classes), 1. if source.only_labels else cfg.loss.alpha
+    loss = source.loss(loss, inputs.sets.train.num_classes)
+    alpha = 1. if source.only_labels else cfg.loss.alpha
     with blame('loss'):
         learn = student_learner(dls, net, source.teacher, loss, alpha, train_batches.temps[0], metrics=[],
-                                cbs=[table, *source.callbacks(cfg)], cache=cfg.trainer.teacher_cache, **options)
+                                cbs=[table, *source.callbacks(cfg)], cache=cfg.trainer.teacher_cache,
+                                **options)
     def train():
         fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes)
         run.save(name, net, training=asdict(how), seed=cfg.seed, epochs=how.num_epochs,
@@ -251,7 +253,8 @@ def _work(cfg, inputs, run, ready, device):
                for name, source in sources.items()}
     students = fit_all(run, prepare, device, cfg.trainer.parallel_models)
     controls = {name: students[name] for name in sources if name.startswith('control_')}
-    _report(cfg, inputs, run, device, teachers[0], students['student'], students.get('independent_student'), controls)
+    own, independent = (students.get(name) for name in ('student', 'independent_student'))
+    _report(cfg, inputs, run, device, teachers[0], own, independent, controls)
 
 def _outcome(run):
     path = run.path/'fidelity_controls.csv'

@@ -65,10 +65,11 @@ class Predictions:
     def explained(self,
         **options, # of `explained_agreement`
     ): # pandas.DataFrame
-        "The table of `explained_agreement`: each control, among them the independent student, if there are any."
+        "The table of `explained_agreement`, of the independent student, too. `ValueError` without a student."
         self._check('student')
         others = {} if self.independent is None else {'independent student': self.independent}
-        return explained_agreement(self.student, others | self.controls, self.teacher, self.targets, **options)
+        others |= self.controls
+        return explained_agreement(self.student, others, self.teacher, self.targets, **options)
 
     def _check(self, *names):
         for name in names:

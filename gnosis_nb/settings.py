@@ -696,7 +696,7 @@ class Classification(Settings):
             key = key if names else f"teacher.schedule={t.schedule}"
             raise ConfigError(f"{key} with trainer.distill_teacher=False: there is no student to teach")
         if 'early' in names and not t.trainer.keep_epochs:
-            raise ConfigError(f"{key}: 'early' needs teacher.trainer.keep_epochs, the first of which it takes")
+            raise ConfigError(f"{key}: 'early' needs teacher.trainer.keep_epochs, and takes the first")
         if 'label_noise' in names and t.published:
             raise ConfigError(f"{key} with teacher.weights: published weights are used as they are, and "
                               "'label_noise' would have to train")
@@ -748,8 +748,8 @@ class ImageClassification(Classification):
         all_mixed = load.mixup_alpha > 0 and math.ceil(load.mixup_portion * bs) >= bs
         needy = [o for o in self.teacher.controls if o in ('labels', 'permuted_in_class')]
         if needy and (all_mixed or not load.splits or load.noise == 1):
-            raise ConfigError(f"teacher.control={self.teacher.controls}: {needy[0]!r} needs labels, and no image "
-                              "that the student is shown has one")
+            raise ConfigError(f"teacher.control={self.teacher.controls}: {needy[0]!r} needs labels, "
+                              "and no image that the student is shown has one")
         normalization = self.augmentation.normalization
         if load.synth_ratio > 0 and normalization != 'unitcube':
             raise ConfigError(f"distill_loader.synth_ratio={load.synth_ratio} with "

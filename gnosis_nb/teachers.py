@@ -98,7 +98,8 @@ def checkpoint_folder(
     store = open_bucket(cfg, cfg.s3_bucket)
     bucket = re.sub(r'[^\w.:-]+', '_', store.name.removeprefix('s3://')).strip('_')
     folder = root/'.fetched'/bucket/given.strip('/')
-    there = fetch(store, given.strip('/'), folder, rf'{stem}_(init_)?\d+(_epoch_\d+)?\.(safetensors|ckpt|pt|pth)', say)
+    names = rf'{stem}_(init_)?\d+(_epoch_\d+)?\.(safetensors|ckpt|pt|pth)'
+    there = fetch(store, given.strip('/'), folder, names, say)
     if not there: raise ConfigError(f"{name}={given}: {store.name} has no {stem}_<number> checkpoint there")
     for o in {*folder.rglob(f'{stem}_*')} - {*there}: o.unlink()             # gone from the bucket since
     return folder, name, given
@@ -130,8 +131,8 @@ def load_trajectory(
     epochs = cfg.teacher.trainer.keep_epochs
     for path in paths:
         if lost := missing_epochs(cfg, path):
-            raise ConfigError(f"teacher.trainer.keep_epochs={epochs}: there is no {epoch_path(path, lost[0])}, "
-                              "or it is damaged")
+            raise ConfigError(f"teacher.trainer.keep_epochs={epochs}: there is no "
+                              f"{epoch_path(path, lost[0])}, or it is damaged")
     return [ClassifierEnsemble(*(load_network(epoch_path(o, e)) for o in paths)).eval() for e in epochs]
 
 # %% ../nbs/54_teachers.ipynb #2eb03e6a
@@ -175,8 +176,8 @@ def find_teachers(
     notes = [note] if others else []
     bare -= {info.get('weights') for _, info in found}                       # a copy has them
     if bare:
-        notes.append(f"teachers without their weights after epochs {t.trainer.keep_epochs}: {len(bare)} below "
-                     f"{folder}; they are trained again")
+        notes.append(f"teachers without their weights after epochs {t.trainer.keep_epochs}: {len(bare)} "
+                     f"below {folder}; they are trained again")
     return found, '; '.join(notes) or None
 
 def _base_seed(cfg):
@@ -368,7 +369,8 @@ def prepare_teacher(
     table = FidelityTable(cfg.trainer.eval_period, partial(run.log, f'{name}_train_metrics'))
     dls = inputs.teacher_batches(how.batch_size, device, seed)
     spec = kept_spec(net, cfg, 'teacher', inputs)
-    def keep(epoch): run.save(epoch_path(name, epoch).stem, net, facts=facts, spec=spec, seed=seed, epochs=epoch)
+    def keep(epoch):
+        run.save(epoch_path(name, epoch).stem, net, facts=facts, spec=spec, seed=seed, epochs=epoch)
     cbs = [table, KeepEpochs(epochs, keep)] if epochs else [table]
     learn = teacher_learner(dls, net, metrics=[], cbs=cbs, **learner_options(how, cfg.trainer))
     order = {'created': created} if created else {}

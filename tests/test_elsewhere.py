@@ -58,7 +58,8 @@ def test_a_data_folder_may_be_relative(real_bucket, logged, tmp_path, monkeypatc
 
 EARLY = ['teacher.trainer.keep_epochs=[1]', 'teacher.schedule=[2]', 'teacher.control=early']
 
-@pytest.mark.parametrize('kept, more', [([], []), (EARLY[:1], EARLY)], ids=['teachers', 'their earlier epochs'])
+@pytest.mark.parametrize('kept, more', [([], []), (EARLY[:1], EARLY)],
+                         ids=['teachers', 'their earlier epochs'])
 def test_teachers_of_another_run_come_with_it(real_bucket, logged, tmp_path, kept, more):
     a, b = tmp_path/'a', tmp_path/'b'
     run(a, *logged, *kept, 'trainer.distill_teacher=false')

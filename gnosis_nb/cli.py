@@ -255,8 +255,9 @@ def _page(values, comments, prefix='', indent=0):
         yield f"{line:<34} # {comments[name]}" if name in comments else line
         if below: yield from _page(value, comments, f'{name}.', indent + 2)
 
-_ADDED = dict(image_classification=('experiment', 'capacity', 'optimizer', 'recipe'),
-              text_classification=('experiment', 'optimizer', 'recipe'), image_generation=('experiment',))
+_ADDED = dict(image_classification=('experiment', 'capacity', 'controls', 'optimizer', 'recipe'),
+              text_classification=('experiment', 'controls', 'optimizer', 'recipe'),
+              image_generation=('experiment',))
 
 def help_page(
     command:str, # a key of `COMMANDS`

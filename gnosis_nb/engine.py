@@ -165,13 +165,19 @@ def _names(self:StepEngine): return getattr(getattr(self.learn, 'dl', None), 'in
 def _prepare(self:StepEngine, device, precision, compile):
     "Fast forward passes for the model and its teacher, and cuDNN's fastest algorithms."
     teacher = vars(self.learn).get('teacher')
-    if teacher is not None:
-        teacher = teacher.to(memory_format=self.format)
-        self.learn.ask_teacher = Frozen(teacher, precision, compile, self.record, self._names)
+    self.asking = precision, compile, self.record, self._names
+    if teacher is not None: self.learn.ask_teacher = self.frozen(teacher)
     compile_student = compile and (device.type == 'cuda' or self.compile is True)
     if precision == 'bf16': self.undo.append(exact_output(self.model))
     self.model.forward = _fast_forward(self.model, self._names, device, precision, compile_student)
     if device.type == 'cuda': self.undo.append(fastest_algorithms())
+
+@patch
+def frozen(self:StepEngine,
+    teacher:nn.Module, # in evaluation mode
+) -> Frozen:
+    "A teacher as the function that this Learner asks, while a fit lasts."
+    return Frozen(teacher.to(memory_format=self.format), *self.asking)
 
 _searching = []  # whoever wants cuDNN's fastest algorithms, and what was set before the first of them
 

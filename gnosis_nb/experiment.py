@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
 
@@ -20,6 +21,7 @@ from .checkpoint import load_checkpoint
 from .cka import stage_cka
 from .distill import FidelityTable
 from .compute import peak_memory
+from .controls import Source, student_sources
 from .fitting import build_network, check_optimizers, fit, fit_all, kept_spec, learner_options
 from .generators import build_generator
 from .initialize import initialize_student, interpolate
@@ -30,7 +32,8 @@ from .mirror import Mirror, send_unsent
 from .predictions import collect_predictions, save_predictions
 from .progress import ProgressLine
 from .provenance import installed_packages, provenance
-from .report import format_report, read_report, write_report, write_statistics
+from .report import (format_controls, format_report, read_report, write_controls, write_report,
+    write_statistics)
 from .reproducible import derive_seed, pick_device, set_seed
 from .run_folder import Elsewhere, Run, claim_run, random_name
 from .runs import read_run
@@ -83,8 +86,8 @@ def _averages(trainer):
 def prepare_student(
     cfg:Classification, # settings
     run:Run, # open, with its teachers
-    name:str, # 'student' or 'independent_student'
-    teacher, # the ensemble to distil
+    name:str, # 'student', 'independent_student', or that of a control
+    source:Source, # what it learns from
     inputs:Inputs, # of the run
     device, # where
     generator=None, # of synthetic images
@@ -94,14 +97,16 @@ def prepare_student(
     loss, net = build_loss(cfg), build_network(cfg, 'classifier', inputs, seed)
     train_batches = student_batches(inputs, device, seed, generator)
     dls = DataLoaders(train_batches, inputs.evaluation(device), device=device)
-    first = run.state['teachers'][0 if name == 'student' else 1][0]          # the first member's checkpoint
-    how = _start_student(cfg, net, teacher, first, dls.train, how)
+    how = _start_student(cfg, net, source.teacher, source.first, dls.train, how)
     run.save(f'{name}_init', net, epochs=0)
     table = FidelityTable(cfg.trainer.eval_period, partial(run.log, f'{name}_train_metrics'))
     options = dict(learner_options(how, cfg.trainer), freeze_bn=getattr(cfg.trainer, 'freeze_bn', False))
+    loss = source.loss(loss, inputs.sets.train.num_classes)
+    alpha = 1. if source.only_labels else cfg.loss.alpha
     with blame('loss'):
-        learn = student_learner(dls, net, teacher, loss, cfg.loss.alpha, train_batches.temps[0], metrics=[],
-                                cbs=[table, *_averages(cfg.trainer)], cache=cfg.trainer.teacher_cache,
+        cbs = [table, *source.callbacks(cfg), *_averages(cfg.trainer)]
+        learn = student_learner(dls, net, source.teacher, loss, alpha, train_batches.temps[0], metrics=[],
+                                cbs=cbs, cache=cfg.trainer.teacher_cache,
                                 **options)
     def train():
         fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes)
@@ -227,15 +232,16 @@ def _describe(cfg, inputs, run, device):
     return (f"run: {run.path} on {device}: {part.describe(f'training {inputs.unit}')}{student}, "
             f"{inputs.sets.test.describe('for evaluation')}, {inputs.sets.train.num_classes} classes")
 
-def _report(cfg, inputs, run, device, teacher, student=None, independent=None):
+def _report(cfg, inputs, run, device, teacher, student=None, independent=None, controls=None):
     "Ask each network about the evaluation data once, and write everything that follows from its answers."
     dl = inputs.evaluation(device)
     dl.report('evaluation', ProgressLine(run.say))
-    found = collect_predictions(dl, teacher, student, independent)
-    write_report(run, found.report(dl.bs), inputs.unit, found, inputs.sets.test.classes)
+    found = collect_predictions(dl, teacher, student, independent, controls)
+    names, explained = inputs.sets.test.classes, write_controls(run, found)
+    write_report(run, found.report(dl.bs), inputs.unit, found, names, explained)
     if cfg.keep_predictions:
         save_predictions(run, 'test', found, inputs.sets.test)
-        _keep_train(cfg, inputs, run, device, teacher, student, independent)
+        _keep_train(cfg, inputs, run, device, teacher, student, independent, controls)
     if student is not None: write_statistics(run, found, stage_cka(student, teacher, dl))
 
 def _keep_train(cfg, inputs, run, device, *networks):
@@ -253,14 +259,19 @@ def _work(cfg, inputs, run, ready, device):
     if not cfg.trainer.distill_teacher: return _report(cfg, inputs, run, device, teachers[0])
     generator, origin = build_generator(cfg, inputs.sets, device, run.say, run.state.get('generator'))
     run.set_state('running', generator=origin)
-    prepare = {name: partial(prepare_student, cfg, run, name, teacher, inputs, device, generator)
-               for name, teacher in zip(('student', 'independent_student'), teachers)}
+    sources = student_sources(cfg, run, inputs, device, teachers)
+    prepare = {name: partial(prepare_student, cfg, run, name, source, inputs, device, generator)
+               for name, source in sources.items()}
     students = fit_all(run, prepare, device, cfg.trainer.parallel_models)
-    _report(cfg, inputs, run, device, teachers[0], students['student'], students.get('independent_student'))
+    controls = {name: students[name] for name in sources if name.startswith('control_')}
+    own, independent = (students.get(name) for name in ('student', 'independent_student'))
+    _report(cfg, inputs, run, device, teachers[0], own, independent, controls)
 
 def _outcome(run):
+    path = run.path/'fidelity_controls.csv'
+    controls = format_controls(pd.read_csv(path, index_col='control')) if path.exists() else None
     statement = read_run(run.path).results.get('statement')
-    return '\n'.join(filter(None, [format_report(read_report(run)), statement]))
+    return '\n'.join(filter(None, [format_report(read_report(run)), controls, statement]))
 
 CLASSIFICATION = Stages(_check, load_inputs, check_buildable, _begin, _work, _outcome)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['predictions', 'split_agreement', 'expected_agreement', 'excess_agreement', 'error_consistency', 'reliability',
-           'plot_reliability', 'fidelity_statistics', 'compare_students']
+           'plot_reliability', 'fidelity_statistics', 'compare_students', 'explained_agreement']
 
 # %% ../nbs/05d_fidelity.ipynb #3fe1a2f1
 import torch
@@ -219,3 +219,38 @@ def compare_students(
     for place, (column, found) in enumerate(dict(student=of_a, other=of_b).items()):
         table.insert(place, column, [f(a.even).item() for f in found.values()])
     return table
+
+# %% ../nbs/05d_fidelity.ipynb #cdc51d4a
+def explained_agreement(
+    student_logits:Tensor, # [batch, classes] or [batch, m, classes]
+    control_logits:dict, # name -> logits of a control's student, of the same shape
+    teacher_logits:Tensor, # of the real teacher, [batch, classes] or [batch, m, classes]
+    targets:Tensor, # [batch] class indices; -100: no label, left out of the excess
+    level:float=.95, # of the intervals
+    num_resamples:int=2000, # of the bootstrap
+    method:str='bca', # as for `bootstrap`
+    seed:int=0, # of the resamples
+): # pandas.DataFrame, a row for each control
+    """How much of a student's agreement with its teacher each control's student reaches.
+
+    Columns are the control's `agreement`, `share` (A_c/A_s) and `excess_share` (κ_c/κ_s), the latter two with
+    `_low` and `_high`."""
+    import pandas as pd
+    own, rows = pair_columns(student_logits, teacher_logits, targets), {}
+    def ratio(f, other):
+        def share(w):
+            whole = f(w, own)
+            return torch.where(whole > 1e-9, f(w, other)/whole, torch.nan)
+        return share
+    def excess(w, e): return _excess(w, e, 'label')
+    options = own.n, level, num_resamples, method, seed
+    has_excess = bootstrap(dict(own=lambda w: excess(w, own)), *options).low['own'] > 0
+    for name, logits in control_logits.items():
+        other = pair_columns(logits, teacher_logits, targets)
+        shares = dict(share=ratio(lambda w, e: w @ e.agree, other), excess_share=ratio(excess, other))
+        table = bootstrap(shares, *options)
+        if not has_excess: table.loc['excess_share'] = torch.nan
+        rows[name] = dict(agreement=(other.even @ other.agree).item())
+        for what, (value, low, high) in zip(shares, table.values.tolist()):
+            rows[name] |= {what: value, f'{what}_low': low, f'{what}_high': high}
+    return pd.DataFrame.from_dict(rows, orient='index')

@@ -7,7 +7,7 @@ __all__ = ['Predictions', 'collect_predictions', 'pack_logits', 'unpack_logits',
            'tabulate_statistics']
 
 # %% ../nbs/49_predictions.ipynb #af6d82b4
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn, Tensor
 
 from .checkpoint import CheckpointError, load_checkpoint, mismatch
 from .data.images import Examples
-from .fidelity import compare_students, fidelity_statistics, predictions
+from .fidelity import compare_students, explained_agreement, fidelity_statistics, predictions
 from .losses import reduce_ensemble_logits
 from .metrics import report_meters, update_meters
 from .run_folder import Run
@@ -30,6 +30,7 @@ class Predictions:
     student:Tensor|None=None       # [n, classes]; None: only teachers were trained
     independent:Tensor|None=None   # [n, classes], of the student of other teachers; None: there is none
     indices:Tensor|None=None       # [n], which row of the data set an example is
+    controls:dict=field(default_factory=dict) # name -> logits [n, classes] of a control's student
 
     def __len__(self): return len(self.targets)
 
@@ -37,6 +38,7 @@ class Predictions:
     def logits(self): # a dict of those that there are
         "The logits by the names that `fidelity_report` gives the networks."
         named = {'teacher': self.teacher, 'student': self.student, 'independent student': self.independent}
+        named |= self.controls
         return {name: z for name, z in named.items() if z is not None}
 
     def report(self,
@@ -69,6 +71,15 @@ class Predictions:
         self._check('student')
         return write_statement(self.student, self.teacher, self.targets, self.independent, **options)
 
+    def explained(self,
+        **options, # of `explained_agreement`
+    ): # pandas.DataFrame
+        "The table of `explained_agreement`, of the independent student, too. `ValueError` without a student."
+        self._check('student')
+        others = {} if self.independent is None else {'independent student': self.independent}
+        others |= self.controls
+        return explained_agreement(self.student, others, self.teacher, self.targets, **options)
+
     def _check(self, *names):
         for name in names:
             if getattr(self, name) is None:
@@ -80,17 +91,20 @@ def collect_predictions(
     teacher:nn.Module, # a network, or an ensemble of them
     student:nn.Module|None=None, # a network
     independent:nn.Module|None=None, # a network
+    controls:dict|None=None, # name -> network
 )->Predictions: # in the order of the batches
     "The logits of all examples, each network being asked once. Raises `ValueError` if `dl` is empty."
     seen, models = [], dict(teacher=teacher, student=student, independent=independent)
-    models = {name: model for name, model in models.items() if model is not None}
+    models = {name: model for name, model in models.items() if model is not None} | (controls or {})
     def noted():
         for batch in dl:
             seen.append(getattr(dl, 'made_of', None))
             yield batch
     y, *logits = predictions(noted(), *models.values())
     indices = torch.arange(len(y)) if seen[0] is None else torch.cat(seen).cpu()
-    return Predictions(y, **dict(zip(models, logits)), indices=indices)
+    found = dict(zip(models, logits))
+    others = {name: found.pop(name) for name in controls or ()}
+    return Predictions(y, **found, indices=indices, controls=others)
 
 # %% ../nbs/49_predictions.ipynb #a7132a43
 def _classes(logits):
@@ -133,8 +147,9 @@ def save_predictions(
     "Write `predictions_<part>.safetensors`, its rows in the order of the data set."
     order = found.indices.argsort()
     tensors = dict(targets=found.targets[order], indices=found.indices[order])
-    for name in ('teacher', 'student', 'independent'):
-        if (z := getattr(found, name)) is None: continue
+    networks = dict(teacher=found.teacher, student=found.student, independent=found.independent)
+    for name, z in (networks | found.controls).items():
+        if z is None: continue
         tensors.update({f'{name}.{key}': t for key, t in pack_logits(z[order]).items()})
     return run.save(_path('', part).stem, tensors, part=part, data=run.data, examples=examples.fingerprint())
 
@@ -158,7 +173,9 @@ def load_predictions(
         own = {k.removeprefix(f'{name}.'): t for k, t in tensors.items() if k.startswith(f'{name}.')}
         return unpack_logits(own) if own else None
     logits = {name: unpacked(name) for name in ('teacher', 'student', 'independent')}
-    return Predictions(tensors['targets'], **logits, indices=tensors['indices'])
+    controls = [name for k in tensors if k.endswith('.half') and (name := k.split('.')[0]) not in logits]
+    return Predictions(tensors['targets'], **logits, indices=tensors['indices'],
+                       controls={name: unpacked(name) for name in sorted(controls)})
 
 def _why(folder, state):
     "Why a run with this state may have kept no predictions."

@@ -17,7 +17,7 @@ from torch import Tensor
 from .adapt import Batches, as_model, ask
 from .data.loaders import ImageLoader
 from .data.shifts import SHIFTS, from_pixels, shift_images, to_pixels
-from .fidelity import bootstrap
+from .intervals import bootstrap
 from .losses import reduce_ensemble_logits
 from .metrics import evaluating, kl_rows, log_probs
 from .progress import with_progress

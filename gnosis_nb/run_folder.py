@@ -378,8 +378,10 @@ class Elsewhere:
             if (folder/o.name.removeprefix('.training_state_')).exists(): o.unlink()        # it has ended
         try: plan = read_state(folder).get('plan', [])
         except Unreadable: return
-        for path in [str(o.get('path', '')) for group in plan for o in group]:
-            for path in (path, path.replace('teacher_', 'teacher_init_')):
+        for o in [o for group in plan for o in group]:
+            path, stem = str(o.get('path', '')), str(o.get('path', '')).removesuffix('.safetensors')
+            earlier = [f'{stem}_epoch_{int(e)}.safetensors' for e in o.get('keep_epochs', [])]
+            for path in (path, path.replace('teacher_', 'teacher_init_'), *earlier):
                 if path.startswith('/') or (self.root/path).exists(): continue
                 fetch(self.store, path, (self.root/path).parent, say=None)
 
@@ -492,7 +494,7 @@ def _owner(name):
     "The network that a file belongs to, if it does."
     found = re.fullmatch(r'(.*?)(_train_metrics\.csv|\.safetensors)', name)
     if not found or name.startswith('predictions_'): return None
-    return re.sub(r'^(teacher)_init|_init$', r'\1', found[1])
+    return re.sub(r'(teacher)_init(?=_\d)|_epoch_\d+$|_init$', r'\1', found[1])
 
 @patch
 def _set_aside(self:Run, damaged):

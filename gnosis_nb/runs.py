@@ -70,6 +70,10 @@ _FORMER_VALUES = {
     'trainer.average': None,
     'trainer.average_decay': .999,
     'trainer.average_start': .75,
+    'teacher.control': [],
+    'teacher.control_noise': 0.5,
+    'teacher.schedule': None,
+    'teacher.trainer.keep_epochs': [],
 }
 
 def _counts(name, value):

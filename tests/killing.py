@@ -26,6 +26,11 @@ KINDS = dict(
         'dataset.shrink.test=50', 'trainer.num_epochs=3', 'teacher.num_components=2',
         'teacher.draw_member=true', 'teacher.temperature=fit',
         'trainer.average=ema', 'trainer.average_decay=0.5']),
+    controls=(experiment.image_classification, 'image_classification', [
+        '+experiment=digits', '+recipe=student', 'dataset.size=8', 'dataset.subsample.ratio=0.1',
+        'dataset.shrink.test=50', 'trainer.num_epochs=3', 'trainer.eval_period=2',
+        'teacher.trainer.keep_epochs=[1,2]', 'teacher.schedule=[1,2]',
+        'teacher.control=[permuted_in_class,label_noise]']),
     text=(experiment.text_classification, 'text_classification', [
         '+experiment=sentences', '+recipe=student', 'dataset.num_train=300', 'dataset.num_test=100',
         'trainer.num_epochs=3', 'trainer.eval_period=2']),

@@ -56,11 +56,15 @@ def test_a_data_folder_may_be_relative(real_bucket, logged, tmp_path, monkeypatc
     assert run('a', *logged)[0].state['state'] == 'done' and run('b', *logged)[0].finished
     assert not [o.key for o in real_bucket.list() if '.training_state' in o.key]
 
-def test_teachers_of_another_run_come_with_it(real_bucket, logged, tmp_path):
+EARLY = ['teacher.trainer.keep_epochs=[1]', 'teacher.schedule=[2]', 'teacher.control=early']
+
+@pytest.mark.parametrize('kept, more', [([], []), (EARLY[:1], EARLY)],
+                         ids=['teachers', 'their earlier epochs'])
+def test_teachers_of_another_run_come_with_it(real_bucket, logged, tmp_path, kept, more):
     a, b = tmp_path/'a', tmp_path/'b'
-    run(a, *logged, 'trainer.distill_teacher=false')
-    assert processes.run(KILLED, *SMALL, *logged, f'data_dir={a}').returncode == -9
-    _, lines = run(b, *logged)
+    run(a, *logged, *kept, 'trainer.distill_teacher=false')
+    assert processes.run(KILLED, *SMALL, *logged, *more, f'data_dir={a}').returncode == -9
+    _, lines = run(b, *logged, *more)
     assert not any(o.startswith('teacher 0 epoch') for o in lines)
     assert find_runs(b).state.tolist() == ['done'] and len(list(b.rglob('teacher_0.safetensors'))) == 1
 

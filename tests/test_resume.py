@@ -60,9 +60,9 @@ def save_images(folder, shade, classes=2):
 
 
 # batches of each process
-WITHIN = dict(image=[4, 7, 10, 8], averaged=[8, 3], text=[5, 9, 13], gan=[3, 6, 9])
+WITHIN = dict(image=[4, 7, 10, 8], averaged=[8, 3], text=[5, 9, 13], gan=[3, 6, 9], controls=[9])
 
-@pytest.mark.parametrize('kind, n', [('image', 6), ('averaged', 2), ('text', 4), ('gan', 3)])
+@pytest.mark.parametrize('kind, n', [('image', 6), ('averaged', 2), ('text', 4), ('gan', 3), ('controls', 1)])
 def test_killed_at_any_moment(tmp_path, kind, n):
     within = WITHIN[kind]
     out = processes.run('import killing; killing.main()', kind, tmp_path, n, *within)

@@ -6,6 +6,7 @@
 __all__ = ['grad_norm', 'divergence', 'listens', 'warn_once', 'StepEngine', 'fastest_algorithms', 'QuickLearner']
 
 # %% ../nbs/32_engine.ipynb #eaab62c2
+import itertools
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -167,7 +168,8 @@ def _prepare(self:StepEngine, device, precision, compile):
     teacher = vars(self.learn).get('teacher')
     if teacher is not None:
         teacher = teacher.to(memory_format=self.format)
-        self.learn.ask_teacher = Frozen(teacher, precision, compile, self.record, self._names)
+        layers = vars(self.learn).get('teacher_layers', ())
+        self.learn.ask_teacher = Frozen(teacher, precision, compile, self.record, self._names, layers)
     compile_student = compile and (device.type == 'cuda' or self.compile is True)
     if precision == 'bf16': self.undo.append(exact_output(self.model))
     self.model.forward = _fast_forward(self.model, self._names, device, precision, compile_student)
@@ -285,7 +287,7 @@ def _fresh_leaves(net):
 @patch
 def _lay_out_gradients(self:StepEngine):
     "Give gradients the strides of their parameters, as a fused step needs; 1×1 convolutions may differ."
-    for p in self.model.parameters():
+    for p in itertools.chain(*self.opt.param_lists):
         if p.grad is not None and p.grad.stride() != p.stride(): p.grad = _laid_out_like(p.grad, p)
 
 @patch

@@ -6,14 +6,14 @@
 __all__ = ['FEATURE_LOSSES', 'match_sizes', 'hint_loss', 'attention_map', 'attention_loss', 'similarity_table', 'similarity_loss',
            'distance_loss', 'angle_loss', 'relational_loss', 'find_layers', 'FeatureDistillation']
 
-# %% ../nbs/34a_features.ipynb #93206e57
-import copy
+# %% ../nbs/34a_features.ipynb #91b3a7a6
 import re
 from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
+from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ from .losses import at_least_float32
 from .metrics import evaluating
 from .models import ClassifierEnsemble
 
-# %% ../nbs/34a_features.ipynb #eaf1a37b
+# %% ../nbs/34a_features.ipynb #b9caf30f
 def match_sizes(
     teacher:Tensor, # activations [batch, channels] or [batch, channels, height, width]
     student:Tensor, # activations of the same examples, with as many axes
@@ -49,7 +49,7 @@ def hint_loss(
     t, s = match_sizes(teacher, student)
     return F.mse_loss(s, t)/2
 
-# %% ../nbs/34a_features.ipynb #a35a4fb0
+# %% ../nbs/34a_features.ipynb #e7988905
 def attention_map(
     activations:Tensor, # [batch, channels, height, width]
 ) -> Tensor: # [batch, height · width], each row of length 1
@@ -66,7 +66,7 @@ def attention_loss(
     t, s = (attention_map(o) for o in match_sizes(teacher, student))
     return (t - s).square().sum(1).mean()/2
 
-# %% ../nbs/34a_features.ipynb #a80fb90a
+# %% ../nbs/34a_features.ipynb #0b9e851a
 def similarity_table(
     activations:Tensor, # [batch, …]
 ) -> Tensor: # [batch, batch], each row of length 1
@@ -81,7 +81,7 @@ def similarity_loss(
     "Mean squared difference between tables of similarities, ‖G_T - G_S‖²/b². (Tung and Mori 2019, eq. 3)"
     return (similarity_table(teacher) - similarity_table(student)).square().mean()
 
-# %% ../nbs/34a_features.ipynb #c88c7ec0
+# %% ../nbs/34a_features.ipynb #26c40590
 def _points(activations):
     "A vector [batch, channels] for each example."
     a = at_least_float32(activations)
@@ -130,7 +130,7 @@ FEATURE_LOSSES = dict(
     similarity=similarity_loss,
     rkd=relational_loss)
 
-# %% ../nbs/34a_features.ipynb #3429aec9
+# %% ../nbs/34a_features.ipynb #c4696aad
 def find_layers(
     model:nn.Module, # any network
     layers:list|None=None, # names, 'name:input' for what a layer is given, or regular expressions; None: stages
@@ -151,7 +151,7 @@ def find_layers(
     if not found: raise ValueError(f'layers={layers}: expected names of layers')
     return list(dict.fromkeys(found))
 
-# %% ../nbs/34a_features.ipynb #f0075d13
+# %% ../nbs/34a_features.ipynb #1032936e
 def _with_gradient(activations):
     "Activations in training; nothing in evaluation."
     return activations if torch.is_grad_enabled() else None
@@ -175,7 +175,7 @@ class FeatureDistillation(Callback):
         self.method, self.beta, self.seed = method, beta, seed
         self.layers, self.teacher_layers = layers, teacher_layers
         self.names, self.projectors, self.seen, self.hooks = ([], []), nn.ModuleList(), {}, ExitStack()
-        self.before = None
+        self.moments = {}  # of the projectors, between two fits
 
     def compare(self,
         teacher:list, # activations of the teacher's layers
@@ -187,13 +187,13 @@ class FeatureDistillation(Callback):
 
     def state_dict(self): return dict(self.projectors.state_dict())
     def load_state_dict(self, state): self.projectors.load_state_dict(state)
-    def __getstate__(self): return dict(self.__dict__, hooks=ExitStack(), seen={})  # of `learn.export`
+    def __getstate__(self): return dict(self.__dict__, hooks=ExitStack(), seen={}, moments={})  # of `export`
 
 def _project(linear, activations):
     "A linear map of the channels, at every position."
     return linear(at_least_float32(activations).movedim(1, -1)).movedim(-1, 1)
 
-# %% ../nbs/34a_features.ipynb #bf200f98
+# %% ../nbs/34a_features.ipynb #062c9e99
 def _activations(net, names, xs, inputs=None):
     "Activations of layers in evaluation mode. `ValueError` for layers that cannot be compared."
     versions = {}
@@ -250,7 +250,7 @@ def _make_projectors(self:FeatureDistillation, widths):
         torch.manual_seed(self.seed)
         self.projectors = nn.ModuleList(nn.Linear(*o) for o in widths)
 
-# %% ../nbs/34a_features.ipynb #dc9c2c74
+# %% ../nbs/34a_features.ipynb #622813de
 @patch
 def before_fit(self:FeatureDistillation):
     self.clean_up()
@@ -261,8 +261,8 @@ def before_fit(self:FeatureDistillation):
     p = next(learn.model.parameters())
     xs, inputs = self._few(p.device)
     self.prepare(learn.model, logits.teacher, xs, inputs)
-    self._train_projectors(p.device)
-    self.before = copy.deepcopy(self.state_dict()) if hasattr(learn, 'lr_finder') else None
+    self.projectors.to(p.device).zero_grad()
+    if not hasattr(learn, 'lr_finder'): self._add_projectors()
     self.seen = self.hooks.enter_context(watching(learn.model, self.names[0], _with_gradient))
     learn.teacher_layers, logits.feature_loss = self.names[1], self
     def names(): return getattr(getattr(learn, 'dl', None), 'input_names', None)
@@ -276,25 +276,37 @@ def _few(self:FeatureDistillation, device):
     xs = tuple(o[:2] for o in xs) if all(o.ndim == 4 for o in xs) else xs
     return xs, getattr(self.dls.valid, 'input_names', None)
 
-@patch
-def _train_projectors(self:FeatureDistillation, device):
-    "The optimiser has them, too."
-    self.projectors.to(device)
-    if self.learn.opt is None: return  # in `validate`
-    known = {id(p) for group in self.learn.opt.param_lists for p in group}
-    for p in self.projectors.parameters():
-        if id(p) not in known: self.learn.opt.param_lists[-1].append(p)
+def _state_of(opt):
+    "What an optimiser knows of each parameter."
+    return (opt.opt if isinstance(opt, OptimWrapper) else opt).state
 
 @patch
-def after_fit(self:FeatureDistillation):
-    if self.before is not None: self.load_state_dict(self.before)  # `lr_find` is no training
-    self.clean_up()
+def _add_projectors(self:FeatureDistillation):
+    "To what the optimiser trains, with the moments that they had."
+    opt = self.learn.opt
+    if opt is None: return  # nothing is trained
+    for p in self.projectors.parameters():
+        opt.param_lists[-1].append(p)
+        if p in self.moments: _state_of(opt)[p] = self.moments.pop(p)
+
+@patch
+def _remove_projectors(self:FeatureDistillation):
+    "The optimiser is the student's alone, which can be saved and made anew."
+    own, opt = set(self.projectors.parameters()), self.learn.opt
+    for group in opt.param_lists if opt else ():
+        if own.isdisjoint(group): continue
+        self.moments = {p: _state_of(opt).pop(p) for p in own if p in _state_of(opt)}
+        group[:] = [p for p in group if p not in own]
+
+@patch
+def after_fit(self:FeatureDistillation): self.clean_up()
 
 @patch
 def clean_up(self:FeatureDistillation):
     "Leave the student as it was, also after an interrupted fit."
     self.hooks.close()
-    self.seen, self.before = {}, None
+    self.seen = {}
+    self._remove_projectors()
     vars(self.learn).pop('teacher_layers', None)
     for o in self.learn.cbs:
         if isinstance(o, Distillation): o.feature_loss = None

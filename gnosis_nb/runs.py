@@ -63,6 +63,7 @@ _FORMER_VALUES = {
     'teacher.own_input.mean': None,
     'teacher.own_input.std': None,
     'teacher.own_input.size': None,
+    'features.name': 'none',
 }
 
 def _counts(name, value):

@@ -76,7 +76,8 @@ class Distillation(Callback):
         rows = getattr(learn.dl, 'made_of', None) if self.mixes is None else None
         learn.teacher_logits = self._ask() if rows is None else self._recall(rows)
 
-    def __getstate__(self): return dict(self.__dict__, teacher=None, answers={}, feature_loss=None)  # of `export`
+    def __getstate__(self): # of `learn.export`
+        return dict(self.__dict__, teacher=None, answers={}, feature_loss=None)
     def state_dict(self): return dict(self.loss.state_dict())  # a schedule, random numbers
     def load_state_dict(self, state): self.loss.load_state_dict(state)
 
@@ -209,7 +210,7 @@ def answer(self:Distillation,
     if rows is not None: self._remember(new, rows)
     return new
 
-# %% ../nbs/34_distill.ipynb #3c358e54
+# %% ../nbs/34_distill.ipynb #fb797ca5
 @patch
 def compares_features(self:Distillation) -> bool:
     "Whether the present batch has a loss of features."

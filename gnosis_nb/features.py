@@ -6,7 +6,7 @@
 __all__ = ['FEATURE_LOSSES', 'match_sizes', 'hint_loss', 'attention_map', 'attention_loss', 'similarity_table', 'similarity_loss',
            'distance_loss', 'angle_loss', 'relational_loss', 'find_layers', 'FeatureDistillation']
 
-# %% ../nbs/34a_features.ipynb #91b3a7a6
+# %% ../nbs/34a_features.ipynb #d317b88f
 import re
 from contextlib import ExitStack
 
@@ -25,7 +25,7 @@ from .losses import at_least_float32
 from .metrics import evaluating
 from .models import ClassifierEnsemble
 
-# %% ../nbs/34a_features.ipynb #b9caf30f
+# %% ../nbs/34a_features.ipynb #9a30a4c4
 def match_sizes(
     teacher:Tensor, # activations [batch, channels] or [batch, channels, height, width]
     student:Tensor, # activations of the same examples, with as many axes
@@ -49,7 +49,7 @@ def hint_loss(
     t, s = match_sizes(teacher, student)
     return F.mse_loss(s, t)/2
 
-# %% ../nbs/34a_features.ipynb #e7988905
+# %% ../nbs/34a_features.ipynb #0886c150
 def attention_map(
     activations:Tensor, # [batch, channels, height, width]
 ) -> Tensor: # [batch, height · width], each row of length 1
@@ -66,7 +66,7 @@ def attention_loss(
     t, s = (attention_map(o) for o in match_sizes(teacher, student))
     return (t - s).square().sum(1).mean()/2
 
-# %% ../nbs/34a_features.ipynb #0b9e851a
+# %% ../nbs/34a_features.ipynb #0d9d80c5
 def similarity_table(
     activations:Tensor, # [batch, …]
 ) -> Tensor: # [batch, batch], each row of length 1
@@ -81,7 +81,7 @@ def similarity_loss(
     "Mean squared difference between tables of similarities, ‖G_T - G_S‖²/b². (Tung and Mori 2019, eq. 3)"
     return (similarity_table(teacher) - similarity_table(student)).square().mean()
 
-# %% ../nbs/34a_features.ipynb #26c40590
+# %% ../nbs/34a_features.ipynb #01851f63
 def _points(activations):
     "A vector [batch, channels] for each example."
     a = at_least_float32(activations)
@@ -130,7 +130,7 @@ FEATURE_LOSSES = dict(
     similarity=similarity_loss,
     rkd=relational_loss)
 
-# %% ../nbs/34a_features.ipynb #c4696aad
+# %% ../nbs/34a_features.ipynb #c353b403
 def find_layers(
     model:nn.Module, # any network
     layers:list|None=None, # names, 'name:input' for what a layer is given, or regular expressions; None: stages
@@ -138,20 +138,22 @@ def find_layers(
     "Names of layers. `ValueError` if there are none."
     kind, known = type(model).__name__, [name for name, _ in model.named_modules() if name]
     if layers is None and not stages(model):
-        raise ValueError(f"layers=None: expected names of layers, since {kind} has no stages; its modules are "
-                         f"{', '.join(known[:8])}, …")
+        raise ValueError(f"layers=None: expected names of layers, since {kind} has no stages; its modules "
+                         f"are {', '.join(known[:8])}, …")
     found = []
     for wanted in stages(model) if layers is None else layers:
         name = wanted.removesuffix(':input')
         try: names = [name] if name in known else [o for o in known if re.fullmatch(name, o)]
-        except re.error as e: raise ValueError(f'layers={wanted!r}: expected a regular expression ({e})') from e
+        except re.error as e:
+            raise ValueError(f'layers={wanted!r}: expected a regular expression ({e})') from e
         if not names:
-            raise ValueError(f'layers={wanted!r}: expected the name of a module of {kind}, such as {known[0]}')
+            example = f'such as {known[0]}' if known else 'which has none'
+            raise ValueError(f'layers={wanted!r}: expected the name of a module of {kind}, {example}')
         found += [f'{o}:input' if wanted.endswith(':input') else o for o in names]
     if not found: raise ValueError(f'layers={layers}: expected names of layers')
     return list(dict.fromkeys(found))
 
-# %% ../nbs/34a_features.ipynb #1032936e
+# %% ../nbs/34a_features.ipynb #bf34414c
 def _with_gradient(activations):
     "Activations in training; nothing in evaluation."
     return activations if torch.is_grad_enabled() else None
@@ -181,7 +183,8 @@ class FeatureDistillation(Callback):
         teacher:list, # activations of the teacher's layers
     ) -> Tensor: # scalar
         "β times the loss of the present batch, which student and teacher have just seen."
-        student, compare = [plain_tensor(self.seen.pop(o)) for o in self.names[0]], FEATURE_LOSSES[self.method]
+        student = [plain_tensor(self.seen.pop(o)) for o in self.names[0]]
+        compare = FEATURE_LOSSES[self.method]
         if self.projectors: student = [_project(*o) for o in zip(self.projectors, student)]
         return self.beta*torch.stack([compare(t, s) for t, s in zip(teacher, student)]).sum()
 
@@ -193,10 +196,9 @@ def _project(linear, activations):
     "A linear map of the channels, at every position."
     return linear(at_least_float32(activations).movedim(1, -1)).movedim(-1, 1)
 
-# %% ../nbs/34a_features.ipynb #062c9e99
+# %% ../nbs/34a_features.ipynb #9c08c34c
 def _activations(net, names, xs, inputs=None):
     "Activations of layers in evaluation mode. `ValueError` for layers that cannot be compared."
-    versions = {}
     def keep(a):
         if not isinstance(a, Tensor) or a.ndim not in (2, 4):
             found = list(a.shape) if isinstance(a, Tensor) else type(a).__name__
@@ -208,7 +210,8 @@ def _activations(net, names, xs, inputs=None):
         type(net).forward(net, *given, **named)
         for name in names:
             a, before = versions.get(name, (None, None))
-            if a is None: raise ValueError(f'expected a layer that {type(net).__name__} calls: {name}')
+            if a is None:
+                raise ValueError(f'expected a layer that {type(net).__name__} calls: {name}')
             if a._version != before:
                 raise ValueError(f'expected activations that no later layer overwrites: {name}')
     return [versions[name][0] for name in names]
@@ -216,6 +219,8 @@ def _activations(net, names, xs, inputs=None):
 def _first(model): return model.models[0] if isinstance(model, ClassifierEnsemble) else model
 
 def _shape(a): return '×'.join(map(str, a.shape[1:]))
+
+def _has_positions(*maps): return all(o.ndim == 4 and o[0, 0].numel() > 1 for o in maps)
 
 @patch
 def prepare(self:FeatureDistillation,
@@ -238,8 +243,9 @@ def prepare(self:FeatureDistillation,
     pairs = list(zip(*both))
     for s, t in pairs:
         if s.ndim != t.ndim:
-            raise ValueError(f'layers: expected maps in both networks, or vectors; found {_shape(s)} and {_shape(t)}')
-    if self.method == 'attention' and all(s.ndim < 4 or min(s[0, 0].numel(), t[0, 0].numel()) < 2 for s, t in pairs):
+            found = f'found {_shape(s)} and {_shape(t)}'
+            raise ValueError(f'layers: expected maps in both networks, or vectors in both; {found}')
+    if self.method == 'attention' and not any(_has_positions(*o) for o in pairs):
         raise ValueError("layers: expected maps of several positions for method='attention'")
     self._make_projectors([(s.shape[1], t.shape[1]) for s, t in pairs] if self.method == 'fitnet' else [])
 
@@ -250,7 +256,7 @@ def _make_projectors(self:FeatureDistillation, widths):
         torch.manual_seed(self.seed)
         self.projectors = nn.ModuleList(nn.Linear(*o) for o in widths)
 
-# %% ../nbs/34a_features.ipynb #622813de
+# %% ../nbs/34a_features.ipynb #d20881ea
 @patch
 def before_fit(self:FeatureDistillation):
     self.clean_up()

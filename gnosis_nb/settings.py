@@ -342,7 +342,7 @@ class StandardizedLoss(Loss):
     name:Literal['logit_standardization']
     loss:str
 
-# %% ../nbs/51_settings.ipynb #5c3846ec
+# %% ../nbs/51_settings.ipynb #e1e9d1fd
 @dataclass(frozen=True)
 class Features(Group):
     "Logits only."

@@ -6,7 +6,7 @@
 __all__ = ['FEATURE_LOSSES', 'match_sizes', 'hint_loss', 'attention_map', 'attention_loss', 'similarity_table', 'similarity_loss',
            'distance_loss', 'angle_loss', 'relational_loss', 'find_layers', 'FeatureDistillation']
 
-# %% ../nbs/34a_features.ipynb #d317b88f
+# %% ../nbs/34a_features.ipynb #a675b99a
 import re
 from contextlib import ExitStack
 
@@ -25,7 +25,7 @@ from .losses import at_least_float32
 from .metrics import evaluating
 from .models import ClassifierEnsemble
 
-# %% ../nbs/34a_features.ipynb #9a30a4c4
+# %% ../nbs/34a_features.ipynb #53e8fa96
 def match_sizes(
     teacher:Tensor, # activations [batch, channels] or [batch, channels, height, width]
     student:Tensor, # activations of the same examples, with as many axes
@@ -49,11 +49,11 @@ def hint_loss(
     t, s = match_sizes(teacher, student)
     return F.mse_loss(s, t)/2
 
-# %% ../nbs/34a_features.ipynb #0886c150
+# %% ../nbs/34a_features.ipynb #78a500c1
 def attention_map(
     activations:Tensor, # [batch, channels, height, width]
 ) -> Tensor: # [batch, height · width], each row of length 1
-    "Where activations are large: the sum of their squares over channels. (Zagoruyko and Komodakis 2017, eq. 1)"
+    "Where activations are large: sums of their squares over channels. (Zagoruyko and Komodakis 2017, F_sum²)"
     return F.normalize(at_least_float32(activations).square().sum(1).flatten(1), dim=1)
 
 def attention_loss(
@@ -66,7 +66,7 @@ def attention_loss(
     t, s = (attention_map(o) for o in match_sizes(teacher, student))
     return (t - s).square().sum(1).mean()/2
 
-# %% ../nbs/34a_features.ipynb #0d9d80c5
+# %% ../nbs/34a_features.ipynb #1568a3cb
 def similarity_table(
     activations:Tensor, # [batch, …]
 ) -> Tensor: # [batch, batch], each row of length 1
@@ -81,7 +81,7 @@ def similarity_loss(
     "Mean squared difference between tables of similarities, ‖G_T - G_S‖²/b². (Tung and Mori 2019, eq. 3)"
     return (similarity_table(teacher) - similarity_table(student)).square().mean()
 
-# %% ../nbs/34a_features.ipynb #01851f63
+# %% ../nbs/34a_features.ipynb #a6d44ca4
 def _points(activations):
     "A vector [batch, channels] for each example."
     a = at_least_float32(activations)
@@ -130,10 +130,10 @@ FEATURE_LOSSES = dict(
     similarity=similarity_loss,
     rkd=relational_loss)
 
-# %% ../nbs/34a_features.ipynb #c353b403
+# %% ../nbs/34a_features.ipynb #31a72258
 def find_layers(
     model:nn.Module, # any network
-    layers:list|None=None, # names, 'name:input' for what a layer is given, or regular expressions; None: stages
+    layers:list|None=None, # names, 'name:input' for what one is given, or regular expressions; None: stages
 ) -> list: # names, those of an expression in the order of definition
     "Names of layers. `ValueError` if there are none."
     kind, known = type(model).__name__, [name for name, _ in model.named_modules() if name]
@@ -153,7 +153,7 @@ def find_layers(
     if not found: raise ValueError(f'layers={layers}: expected names of layers')
     return list(dict.fromkeys(found))
 
-# %% ../nbs/34a_features.ipynb #bf34414c
+# %% ../nbs/34a_features.ipynb #9b2df5a3
 def _with_gradient(activations):
     "Activations in training; nothing in evaluation."
     return activations if torch.is_grad_enabled() else None
@@ -161,7 +161,7 @@ def _with_gradient(activations):
 class FeatureDistillation(Callback):
     """Add β times a loss of features to the loss of `Distillation`, which the Learner has to have.
 
-    Raises `ValueError` for an unknown method or β < 0; when a fit begins, for layers that cannot be compared."""
+    Raises `ValueError` for an unknown method or β < 0, and when a fit begins for unfit layers."""
     order = 96  # after `Distillation`, before `StepEngine`
     def __init__(
         self,
@@ -196,7 +196,7 @@ def _project(linear, activations):
     "A linear map of the channels, at every position."
     return linear(at_least_float32(activations).movedim(1, -1)).movedim(-1, 1)
 
-# %% ../nbs/34a_features.ipynb #9c08c34c
+# %% ../nbs/34a_features.ipynb #2d1e2a1f
 def _activations(net, names, xs, inputs=None):
     "Activations of layers in evaluation mode. `ValueError` for layers that cannot be compared."
     def keep(a):
@@ -234,8 +234,8 @@ def prepare(self:FeatureDistillation,
     wanted = self.layers, self.layers if self.teacher_layers is None else self.teacher_layers
     self.names = tuple(find_layers(*o) for o in zip(nets, wanted))
     if len(self.names[0]) != len(self.names[1]):
-        raise ValueError(f"layers={self.names[0]}, teacher_layers={self.names[1]}: expected a teacher's layer "
-                         "for each of the student's")
+        raise ValueError(f"layers={self.names[0]}, teacher_layers={self.names[1]}: expected a layer of the "
+                         "teacher for each of the student")
     both = []
     for net, layers in zip(nets, self.names):
         try: both.append(_activations(net, layers, xs, names))
@@ -256,7 +256,7 @@ def _make_projectors(self:FeatureDistillation, widths):
         torch.manual_seed(self.seed)
         self.projectors = nn.ModuleList(nn.Linear(*o) for o in widths)
 
-# %% ../nbs/34a_features.ipynb #d20881ea
+# %% ../nbs/34a_features.ipynb #39668179
 @patch
 def before_fit(self:FeatureDistillation):
     self.clean_up()

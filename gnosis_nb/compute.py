@@ -13,7 +13,8 @@ import ctypes
 import resource
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -21,6 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from .adapt import arguments, logits_of
+from .cka import watching
 from .models import ClassifierEnsemble
 
 # %% ../nbs/30_compute.ipynb #3e9ff411
@@ -256,38 +258,46 @@ class Frozen:
         compile:bool=False, # compile for the shape of the first batch
         record:Callable|None=None, # recordings for `Captured`; None: `CudaGraph` on CUDA, nothing elsewhere
         names:Callable=lambda: None, # gives the inputs' names, where they have some
+        layers:Sequence[str]=(), # names of layers, of an ensemble's first member, whose activations are kept
     ):
-        self.names = names
+        self.names, self.layers, self.features = names, layers, []
         self.device, self.precision = next(net.parameters()).device, precision
         self.many, cuda = isinstance(net, ClassifierEnsemble), self.device.type == 'cuda'
         nets = list(net.models) if self.many else [net]
         if precision == 'bf16': nets = [cast_weights(o) for o in nets]
-        elif compile: nets = [copy.deepcopy(o) for o in nets]  # compiled code keeps its own networks
-        self.nets, self.streams = nets, None
+        elif compile or layers: nets = [copy.deepcopy(o) for o in nets]  # with code or hooks of their own
+        self.nets, self.streams, self.hooks = nets, None, ExitStack()
         self.cooled = net.cooled if self.many else lambda z: z
+        self.seen = self.hooks.enter_context(watching(nets[0], layers, lambda o: o))
         if cuda and len(nets) > 1: self.streams = [torch.cuda.Stream(self.device) for _ in nets]
         self.run = Compiled(self._logits, options=dict(freezing=True)) if compile else self._logits
         record = record or (CudaGraph if cuda else None)
         self.fast = Captured(self._ask, record, 'teacher', self.device) if record else self._ask
 
-    def __call__(self, *x): return self.fast(*x)[0]
+    def __call__(self, *x):
+        logits, *self.features = self.fast(*x)
+        return logits
 
     def plain(self,
         *x, # inputs
     ):
         "The same without a recording of its own."
-        return self._ask(*x)[0]
+        logits, *self.features = self._ask(*x)
+        return logits
 
     def _ask(self, *x):
         with torch.no_grad(), autocast(self.device, self.precision):
-            return self.cooled(self.run(*x).float()),
+            logits, *features = self.run(*x)
+            return self.cooled(logits.float()), *features
 
     def _answer(self, net, x):
         given, named = arguments(net, x, self.names())
         # the class's forward: a network that learns elsewhere has another one for the time being
-        return logits_of(type(net).forward(net, *given, **named)),
+        logits = logits_of(type(net).forward(net, *given, **named))
+        return logits, *[self.seen.pop(o) for o in self.layers if net is self.nets[0]]
 
     def _logits(self, *x):
         calls = [partial(self._answer, net, x) for net in self.nets]
-        if not self.many: return calls[0]()[0]
-        return torch.stack([out for out, in on_streams(calls, self.streams)], 1)
+        if not self.many: return calls[0]()
+        (first, *features), *others = on_streams(calls, self.streams)
+        return torch.stack([first, *(o[0] for o in others)], 1), *features

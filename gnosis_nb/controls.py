@@ -89,6 +89,10 @@ class Source:
     passed_on:str|None=None # 'permuted' or 'permuted_in_class'; None: answers are for their own examples
     only_labels:bool=False # the teacher is asked for the tables alone
 
+    @property
+    def shows_features(self): # would its features tell what the control keeps from the student?
+        return self.passed_on is None and not self.only_labels
+
     def loss(self,
         loss:nn.Module, # L_KD
         classes:int, # number of classes

@@ -47,7 +47,7 @@ class Distillation(Callback):
             raise TypeError(f"loss={loss!r}: expected a loss of gnosis_nb.losses")
         if temp <= 0: raise ValueError(f"temp={temp}: expected a temperature > 0")
         if cache < 0: raise ValueError(f"cache={cache}: expected a number of GB >= 0")
-        self.teacher, self.temp, self.cache = teacher, temp, cache
+        self.teacher, self.temp, self.cache, self.feature_loss = teacher, temp, cache, None
         self.loss = StudentLoss(ForwardCrossEntropy() if loss is None else loss, alpha)
 
     def before_fit(self):
@@ -78,7 +78,8 @@ class Distillation(Callback):
         rows = getattr(learn.dl, 'made_of', None) if self.mixes is None else None
         learn.teacher_logits = self._ask() if rows is None else self._recall(rows)
 
-    def __getstate__(self): return dict(self.__dict__, teacher=None, answers={})  # of `learn.export`
+    def __getstate__(self): # of `learn.export`
+        return dict(self.__dict__, teacher=None, answers={}, feature_loss=None)
     def state_dict(self): return dict(self.loss.state_dict())  # a schedule, random numbers
     def load_state_dict(self, state): self.loss.load_state_dict(state)
 
@@ -107,11 +108,13 @@ class _Objective:
         "Logits and temperature; of a mixed batch also the other labels, and the share of the batch's own."
         mixes, learn = self.cb.mixes, self.cb.learn
         mixed = () if mixes is None or not learn.training else (mixes.yb1[0], mixes.lam)
-        return learn.teacher_logits, self.cb.row_temp, *mixed
+        return learn.teacher_logits, self.cb.row_temp, *self.cb.shown(), *mixed
 
     def __call__(self, pred, targets, *extra):
-        teacher_logits, temp, *mixed = extra or self.extra()
-        return self.cb.loss(teacher_logits, pred, targets, temp, self._label_loss(*mixed))
+        teacher_logits, temp, *rest = extra or self.extra()
+        n = len(self.cb.feature_loss.names[1]) if self.cb.compares_features() else 0
+        loss = self.cb.loss(teacher_logits, pred, targets, temp, self._label_loss(*rest[n:]))
+        return loss + self.cb.feature_loss.compare(rest[:n]) if n else loss
 
     def _label_loss(self, other=None, share=None):
         "The Learner's own loss; None: the mean NLL of the labels."
@@ -123,11 +126,14 @@ class _Objective:
 
     def answers(self, x, rows, recall, *temp):
         "In a program, `extra` for images, of which these rows repeat (None: they don't)."
-        return self.cb.answer(x, rows, recall), temp[0] if temp else self.cb.temp
+        logits = self.cb.answer(x, rows, recall)
+        return logits, temp[0] if temp else self.cb.temp, *self.cb.shown()
 
     def recalls(self, rows): return self.cb.knows(rows)
     def learnt(self, rows): self.cb.remember_rows(rows)
-    def constants(self): return self.cb.temp, self.cb.loss.alpha, self.cb.stage
+    def constants(self):
+        features = self.cb.feature_loss
+        return self.cb.temp, self.cb.loss.alpha, self.cb.stage, None if features is None else features.beta
 
     def generators(self):
         "The generators on a GPU that the loss draws from, besides the default one."
@@ -172,6 +178,7 @@ def _recalled(self:Distillation, rows):
 def _remember(self:Distillation, new, rows):
     if self.dl not in self.answers:
         small = self.dl.n * new[0].numel() * new.element_size() <= self.cache * 1e9
+        small = small and not self.compares_features()  # of which no answer is kept
         logits = new.new_empty(self.dl.n, *new.shape[1:]) if small else None
         self.answers[self.dl] = logits, torch.zeros(self.dl.n, dtype=torch.bool)
     logits = self.answers[self.dl][0]
@@ -204,6 +211,17 @@ def answer(self:Distillation,
     new = self._ask_once(x)
     if rows is not None: self._remember(new, rows)
     return new
+
+# %% ../nbs/34_distill.ipynb #fb797ca5
+@patch
+def compares_features(self:Distillation) -> bool:
+    "Whether the present batch has a loss of features."
+    return self.feature_loss is not None and self.learn.training
+
+@patch
+def shown(self:Distillation) -> tuple: # of tensors
+    "The teacher's features of the batch that it was asked about last, where they are compared."
+    return tuple(self.learn.ask_teacher.features) if self.compares_features() else ()
 
 # %% ../nbs/34_distill.ipynb #7186763a
 class CosineEpochs(Callback):

@@ -6,6 +6,7 @@
 __all__ = ['grad_norm', 'divergence', 'listens', 'warn_once', 'StepEngine', 'fastest_algorithms', 'QuickLearner']
 
 # %% ../nbs/32_engine.ipynb #eaab62c2
+import itertools
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -165,7 +166,8 @@ def _names(self:StepEngine): return getattr(getattr(self.learn, 'dl', None), 'in
 def _prepare(self:StepEngine, device, precision, compile):
     "Fast forward passes for the model and its teacher, and cuDNN's fastest algorithms."
     teacher = vars(self.learn).get('teacher')
-    self.asking = precision, compile, self.record, self._names
+    layers = vars(self.learn).get('teacher_layers', ())
+    self.asking = precision, compile, self.record, self._names, layers
     if teacher is not None: self.learn.ask_teacher = self.frozen(teacher)
     compile_student = compile and (device.type == 'cuda' or self.compile is True)
     if precision == 'bf16': self.undo.append(exact_output(self.model))
@@ -291,7 +293,7 @@ def _fresh_leaves(net):
 @patch
 def _lay_out_gradients(self:StepEngine):
     "Give gradients the strides of their parameters, as a fused step needs; 1×1 convolutions may differ."
-    for p in self.model.parameters():
+    for p in itertools.chain(*self.opt.param_lists):
         if p.grad is not None and p.grad.stride() != p.stride(): p.grad = _laid_out_like(p.grad, p)
 
 @patch

@@ -24,6 +24,7 @@ from fastcore.foundation import L
 from .adapt import as_dls, as_model
 from .distill import AnnealLoss, CosineEpochs, Distillation, FreezeBatchNorm
 from .engine import QuickLearner, StepEngine
+from .features import FeatureDistillation
 from .losses import ForwardCrossEntropy
 from .metrics import ECE, NLL, Accuracy, Agreement, PredictiveKL
 from .program import EpochProgram, SoFar
@@ -136,6 +137,7 @@ def student_learner(
     alpha:float=0., # weight α of the hard-label loss
     temp:float=4., # temperature τ where the loader gives none
     cache:float=1., # GB that the teacher's answers may take, where inputs repeat exactly
+    features:FeatureDistillation|str|None=None, # a loss of features besides, or the name of one
     lr:float=5e-2, # learning rate of the first epoch
     momentum:float=.9, # of SGD
     wd:float=1e-4, # L2 regularisation of all parameters
@@ -156,6 +158,7 @@ def student_learner(
     loss = ForwardCrossEntropy() if loss is None else loss
     own = L(Distillation(teacher.to(dls.device), loss, alpha, temp, cache))
     if hasattr(loss, 'step'): own += L(AnnealLoss(loss))
+    own += L(FeatureDistillation(features) if isinstance(features, str) else features)
     metrics = [Accuracy(), NLL(), ECE(), Agreement(), PredictiveKL()] if metrics is None else metrics
     opt_func = optimizer(opt, momentum=momentum, nesterov=nesterov, weight_decay=wd)
     recipe = _recipe((eta_min, warmup), freeze_bn, (precision, channels_last, compile))

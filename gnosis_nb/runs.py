@@ -74,6 +74,7 @@ _FORMER_VALUES = {
     'teacher.control_noise': 0.5,
     'teacher.schedule': None,
     'teacher.trainer.keep_epochs': [],
+    'features.name': 'none',
 }
 
 def _counts(name, value):

@@ -10,12 +10,12 @@ __all__ = ['TransformName', 'NO_TRANSFORMS', 'ControlName', 'FolderName', 'Subsa
            'GrayscaleOptions', 'JitterOptions', 'BlurOptions', 'ResizedCropOptions', 'RandomApply',
            'AugmentationSettings', 'Classifier', 'PreResNetSettings', 'ResNetSettings', 'ResNetCIFARSettings',
            'VGGSettings', 'LSTMSettings', 'OwnInputSettings', 'LibrarySettings', 'Loss', 'HardLoss', 'ConvexLoss',
-           'DecoupledLoss', 'DISTLoss', 'StandardizedLoss', 'SNGANWidth', 'DensityModel', 'SNGANSettings',
-           'DCGANSettings', 'StudentStart', 'TeacherTrainer', 'Teacher', 'Optimizer', 'Schedule', 'TextTrainer',
-           'ImageTrainer', 'Loader', 'ImageLoading', 'TextLoading', 'ExtraSet', 'TextDistillation', 'ImageDistillation',
-           'Logger', 'Settings', 'Recipe', 'student_recipe', 'teacher_recipe', 'Classification', 'TextClassification',
-           'ImageClassification', 'network_options', 'GANOptimizer', 'LinearDecay', 'GANTrainer', 'GANLoading',
-           'JudgeSettings', 'ImageGeneration', 'ConfigError', 'as_dict', 'blame']
+           'DecoupledLoss', 'DISTLoss', 'StandardizedLoss', 'Features', 'FeatureSettings', 'SNGANWidth', 'DensityModel',
+           'SNGANSettings', 'DCGANSettings', 'StudentStart', 'TeacherTrainer', 'Teacher', 'Optimizer', 'Schedule',
+           'TextTrainer', 'ImageTrainer', 'Loader', 'ImageLoading', 'TextLoading', 'ExtraSet', 'TextDistillation',
+           'ImageDistillation', 'Logger', 'Settings', 'Recipe', 'student_recipe', 'teacher_recipe', 'Classification',
+           'TextClassification', 'ImageClassification', 'network_options', 'GANOptimizer', 'LinearDecay', 'GANTrainer',
+           'GANLoading', 'JudgeSettings', 'ImageGeneration', 'ConfigError', 'as_dict', 'blame']
 
 # %% ../nbs/51_settings.ipynb #a821b126
 import math
@@ -301,7 +301,7 @@ _LIBRARIES = get_args(LibrarySettings.__annotations__['name'])
 class Loss(Group):
     "A loss without options of its own."
     name:Literal['ts_fwd_cross_ent', 'ts_rev_cross_ent', 'teacher_student_kl', 'symmetrized_kl',
-                 'averaged_symmetrized_kl', 'brier']
+                 'averaged_symmetrized_kl', 'brier', 'logit_mse']
     alpha:Share
 
     def options(self): # -> arguments of the loss
@@ -341,6 +341,20 @@ class StandardizedLoss(Loss):
     "Another loss of standardised logits."
     name:Literal['logit_standardization']
     loss:str
+
+# %% ../nbs/51_settings.ipynb #e1e9d1fd
+@dataclass(frozen=True)
+class Features(Group):
+    "Logits only."
+    name:Literal['none']
+
+@dataclass(frozen=True)
+class FeatureSettings(Features):
+    "A loss of features beside that of the logits."
+    name:Literal['fitnet', 'attention', 'similarity', 'rkd']
+    beta:NotNegative
+    layers:list[str] | None
+    teacher_layers:list[str] | None
 
 # %% ../nbs/51_settings.ipynb #7a6da7d7
 @dataclass(frozen=True)
@@ -749,6 +763,7 @@ class ImageClassification(Classification):
     dataset:ImageDataset
     augmentation:AugmentationSettings
     density_model:DensityModel
+    features:Features
     trainer:ImageTrainer
     dataloader:ImageLoading
     distill_loader:ImageDistillation
@@ -756,6 +771,9 @@ class ImageClassification(Classification):
     def check(self):
         super().check()
         load, alpha, bs = self.distill_loader, self.loss.alpha, self.dataloader.batch_size
+        if self.features.name != 'none' and not self.trainer.distill_teacher:
+            raise ConfigError(f"features={self.features.name} with trainer.distill_teacher=False: "
+                              "there is no student")
         if self.augmentation.transforms_list is None:
             raise ConfigError("augmentation.transforms_list=None: expected a list")
         if alpha > 0 and load.mixup_alpha > 0 and math.ceil(load.mixup_portion * bs) >= bs:

@@ -35,7 +35,8 @@ from PIL import Image
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torchvision import transforms
 
-from gnosis_nb.cka import linear_cka
+from gnosis_nb.adapt import plain_tensor
+from gnosis_nb.cka import linear_cka, watching
 from gnosis_nb.compute import (Captured, Frozen, autocast, keep_memory, peak_memory, pick_channels_last,
     pick_precision)
 from gnosis_nb.data.augment import augmentation
@@ -47,6 +48,7 @@ from gnosis_nb.data.text import TextSets, basic_english, encode_texts, text_dls,
 from gnosis_nb.data.zoo import STATISTICS, cifar10
 from gnosis_nb.distill import FidelityTable, PrintProgress
 from gnosis_nb.fidelity import compare_students, fidelity_statistics
+from gnosis_nb.features import FEATURE_LOSSES, FeatureDistillation
 from gnosis_nb.inputs import evaluation_rows
 from gnosis_nb.learner import student_learner, teacher_learner
 from gnosis_nb.metrics import accuracy, agreement, ece, nll, predictive_kl
@@ -465,6 +467,59 @@ def ensemble(args, facts):
         yield contest(args, f'PreResNet-{depth}: steps of a student of m teachers', makers, compare=compare)
 
 
+def with_features(args, depth, method=None):
+    "Training batches of a fit with a loss of features."
+    options = dict(features=FeatureDistillation(method)) if method else {}
+    sets = cifar(args, args.batches * args.batch)[0]
+    return watched_fit(args, learner(args, depth, sets, 1, 10**9, **options))
+
+def bare_feature_loss(args, depth, method):
+    "A feature loss of given activations, those of a batch: forward, backward, and the projectors' step."
+    precision, layout = pick_precision('auto', args.device), torch.contiguous_format
+    if pick_channels_last('auto', args.device): layout = torch.channels_last
+    keep_memory()
+    student, (teacher,) = networks(args, depth)
+    x = torch.randn(args.batch, 3, 32, 32).to(args.device, memory_format=layout)
+    cb = FeatureDistillation(method)
+    cb.prepare(student, teacher, (x[:2],))
+    asked = teacher.to(memory_format=layout)
+    look = watching(asked, cb.names[1], plain_tensor)
+    with torch.no_grad(), autocast(args.device, precision), look as seen:
+        asked(x)
+        given = [seen[name] for name in cb.names[1]]
+    mine = [o.clone().requires_grad_() for o in given]
+    params = list(cb.projectors.to(args.device).parameters())
+    rate = torch.tensor(.05, device=args.device)
+    opt = torch.optim.SGD(params, rate, momentum=.9, fused=True) if params else None
+    def step():
+        cb.seen = dict(zip(cb.names[0], mine))
+        loss = cb.compare(given)
+        grads = torch.autograd.grad(loss, [*mine, *params])
+        for p, g in zip(params, grads[len(mine):]): p.grad = g
+        if opt: opt.step()
+        return loss.detach(),
+    run = Captured(step, device=args.device) if args.device.type == 'cuda' else step
+    return partial(timed, lambda x, y: run(), repeat((x, range(args.batch))), args)
+
+def features(args, facts):
+    "What a loss of features adds to a step, over the time of its arithmetic alone."
+    for depth in args.depth:
+        makers = {'logits only': partial(with_features, depth=depth)}
+        for name in FEATURE_LOSSES:
+            makers[f'with {name}'] = partial(with_features, depth=depth, method=name)
+            makers[f'{name} alone'] = partial(bare_feature_loss, depth=depth, method=name)
+        title = f'PreResNet-{depth}, one teacher, {args.batches} batches of {args.batch} a round'
+        table = contest(args, title, makers)
+        times = {k: [1/o for o in v['rounds']] for k, v in table['contenders'].items()}
+        for name in FEATURE_LOSSES:
+            rounds = zip(times[f'with {name}'], times['logits only'], times[f'{name} alone'])
+            added = statistics.median((with_it - without)/alone for with_it, without, alone in rounds)
+            slower = statistics.median(a/b for a, b in zip(times[f'with {name}'], times['logits only']))
+            table['ratios'][name] = dict(added=added, step=slower)
+            print(f'{name}: a step takes {slower:.2f} times as long; added time / time alone: {added:.2f}')
+        yield table
+
+
 def several(args, depth, at_once):
     "Four networks, an epoch each."
     sets, options = cifar(args, args.images)[0], dict(metrics=[], cbs=NoEvaluation())
@@ -835,7 +890,7 @@ def table(args, facts):
 
 
 WHAT = {o.__name__: o for o in (
-    loader, step, epoch, ensemble, cka, together, text, overhead, callbacks, job, table)}
+    loader, step, epoch, ensemble, features, cka, together, text, overhead, callbacks, job, table)}
 
 def positive(text):
     n = int(text)

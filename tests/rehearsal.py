@@ -43,6 +43,7 @@ from gnosis_nb.data.images import ImageData, ImageSets, image_statistics
 from gnosis_nb.data.loaders import image_dls
 from gnosis_nb.data.text import sentences, text_dls
 from gnosis_nb.distill import FidelityTable, PrintProgress
+from gnosis_nb.features import FeatureDistillation
 from gnosis_nb.fidelity import fidelity_statistics, predictions, reliability
 from gnosis_nb.gan import GANTable, SampleGrid, gan_dls, gan_learner
 from gnosis_nb.initialize import initialize_student
@@ -309,6 +310,19 @@ def losses(rig, loss):
     options = dict(ts_cvx_cross_ent=dict(T_max=2), decoupled_kd=dict(target='label')).get(loss, {})
     rig.compare(partial(student, loss=partial(ALL_LOSSES[loss], **options), m=2, alpha=.5))
 
+class Listens(Callback):
+    "Hears of every batch, so that an epoch is no program."
+    run_valid = False
+    def after_batch(self): pass
+
+def features(rig, method, by_batches=False):
+    "A loss of features, with its projectors; batch by batch, the teacher's come from a recording of its own."
+    def make(device, **options):
+        learn = student(device, m=2, features=FeatureDistillation(method, layers=['2']), **options)
+        if by_batches: learn.add_cb(Listens())
+        return learn
+    rig.compare(make)
+
 def hard_labels(rig, device, **options):
     "Labels that are drawn."
     def make(where, **kwargs):
@@ -504,6 +518,8 @@ SCENARIOS = dict(
     **{f'policy {o}': partial(policies, policy=o) for o in POLICIES},
     augmentations=augmentations, generator=generator,
     **{f'loss {o}': partial(losses, loss=o) for o in ALL_LOSSES},
+    **{f'features {o}': partial(features, method=o) for o in ('fitnet', 'rkd')},
+    **{'batches with features': partial(features, method='fitnet', by_batches=True)},
     **{f'hard labels {name}': partial(hard_labels, **o) for name, o in {
         'sampled': dict(device=None, mode='sample'), 'corrupted': dict(device=None, corruption_ratio=.3),
         'sampled, CUDA generator': dict(device='cuda', mode='sample'),

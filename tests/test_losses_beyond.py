@@ -21,7 +21,7 @@ def fit(loss, epochs=1):
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs)
     return learn.recorder.values[-1][0], [p.detach().clone() for p in learn.model.parameters()]
 
-@pytest.mark.parametrize('name', ['decoupled_kd', 'dist', 'logit_standardization'])
+@pytest.mark.parametrize('name', ['decoupled_kd', 'dist', 'logit_standardization', 'logit_mse'])
 def test_a_learner_trains_with_it(name):
     (one, weights), (two, again) = fit(ALL_LOSSES[name]()), fit(ALL_LOSSES[name]())
     assert 0 < one < 1e3 and one == two

@@ -21,6 +21,7 @@ from fastcore.basics import patch
 
 from .adapt import as_model, ask
 from .cka import has_stages, stage_cka, stage_features
+from .compute import Frozen
 from .data.loaders import BatchLoader
 from .engine import divergence
 from .program import SoFar
@@ -461,7 +462,8 @@ class TeacherSchedule(Callback):
         else:
             net = self.stages[stage].to(next(self.model.parameters()).device).eval()
             engine = getattr(self.learn, 'step_engine', None)
-            self.asked = net if engine is None else engine.frozen(net)
+            layers = vars(self.learn).get('teacher_layers', ())
+            self.asked = Frozen(net, layers=layers) if engine is None else engine.frozen(net)
 
     def after_train(self): self.learn.ask_teacher = self.final
 

@@ -102,6 +102,8 @@ def run_identity(
     return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 # %% ../nbs/43_runs.ipynb #43b28b75
+def _is_of_images(config): return {'teacher', 'augmentation'} <= set(config)
+
 def with_former_values(
     config:dict, # nested settings of a run, perhaps an older one
 )->dict: # nested settings
@@ -109,8 +111,8 @@ def with_former_values(
     filled = deepcopy(config)
     for name, value in _FORMER_VALUES.items():
         first, *groups, key = name.split('.')
-        if first not in filled: continue
-        group = filled[first]
+        if first not in filled and not (first == 'features' and _is_of_images(filled)): continue
+        group = filled.setdefault(first, {})
         for o in groups: group = group.setdefault(o, {})
         group.setdefault(key, value)
     return filled

@@ -467,12 +467,6 @@ def ensemble(args, facts):
         yield contest(args, f'PreResNet-{depth}: steps of a student of m teachers', makers, compare=compare)
 
 
-def with_features(args, depth, method=None):
-    "Training batches of a fit with a loss of features."
-    options = dict(features=FeatureDistillation(method)) if method else {}
-    sets = cifar(args, args.batches * args.batch)[0]
-    return watched_fit(args, learner(args, depth, sets, 1, 10**9, **options))
-
 def bare_feature_loss(args, depth, method):
     "A feature loss of given activations, those of a batch: forward, backward, and the projectors' step."
     precision, layout = pick_precision('auto', args.device), torch.contiguous_format
@@ -499,25 +493,49 @@ def bare_feature_loss(args, depth, method):
         if opt: opt.step()
         return loss.detach(),
     run = Captured(step, device=args.device) if args.device.type == 'cuda' else step
-    return partial(timed, lambda x, y: run(), repeat((x, range(args.batch))), args)
+    for _ in range(SKIP): run()
+    def work():
+        start = work_time(args.device)
+        for _ in range(args.batches): run()
+        return (work_time(args.device) - start) / args.batches
+    return work
+
+def feature_step(args, depth, method=None):
+    "A round: seconds of a step of the second epoch of a fit, with a loss of features if there is a method."
+    options = dict(features=FeatureDistillation(method)) if method else {}
+    first, last = First(), Last()
+    learn = learner(args, depth, cifar(args, args.batches * args.batch)[0], 1, 10**9, **options)
+    learn.add_cbs([first, last, NoEvaluation()])
+    def work():
+        with learn.no_logging(): learn.fit(2)
+        return (first.trained - last.began) / args.batches
+    return work
 
 def features(args, facts):
     "What a loss of features adds to a step, over the time of its arithmetic alone."
     for depth in args.depth:
-        makers = {'logits only': partial(with_features, depth=depth)}
+        work = {'logits only': feature_step(args, depth)}
         for name in FEATURE_LOSSES:
-            makers[f'with {name}'] = partial(with_features, depth=depth, method=name)
-            makers[f'{name} alone'] = partial(bare_feature_loss, depth=depth, method=name)
+            work[f'with {name}'] = feature_step(args, depth, name)
+            work[f'{name} alone'] = bare_feature_loss(args, depth, name)
+        for o in work.values(): o()
+        turns = [list(work), list(work)[::-1]]  # what drifts is nobody's advantage
+        results = [{name: work[name]() for name in turns[i % 2]} for i in range(args.rounds)]
+        rows = {}
+        for name in work:
+            v = [1000*o[name] for o in results]
+            rows[name] = dict(median=statistics.median(v), min=min(v), max=max(v), rounds=v)
+            print(f"{name:20} {rows[name]['median']:8.2f} ms  {min(v):8.2f} – {max(v):.2f}")
+        ratios = {}
+        for name in FEATURE_LOSSES:
+            compared = f'with {name}', 'logits only', f'{name} alone'
+            with_it, plain, alone = (rows[o]['rounds'] for o in compared)
+            ratios[name] = dict(step=statistics.median(a / b for a, b in zip(with_it, plain)),
+                added=statistics.median((a - b) / c for a, b, c in zip(with_it, plain, alone)))
+            print(f"{name}: a step takes {ratios[name]['step']:.2f} times as long; "
+                  f"added time / time alone: {ratios[name]['added']:.2f}")
         title = f'PreResNet-{depth}, one teacher, {args.batches} batches of {args.batch} a round'
-        table = contest(args, title, makers)
-        times = {k: [1/o for o in v['rounds']] for k, v in table['contenders'].items()}
-        for name in FEATURE_LOSSES:
-            rounds = zip(times[f'with {name}'], times['logits only'], times[f'{name} alone'])
-            added = statistics.median((with_it - without)/alone for with_it, without, alone in rounds)
-            slower = statistics.median(a/b for a, b in zip(times[f'with {name}'], times['logits only']))
-            table['ratios'][name] = dict(added=added, step=slower)
-            print(f'{name}: a step takes {slower:.2f} times as long; added time / time alone: {added:.2f}')
-        yield table
+        yield dict(title=title, unit='ms', contenders=rows, ratios=ratios)
 
 
 def several(args, depth, at_once):

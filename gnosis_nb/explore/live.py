@@ -162,7 +162,7 @@ class CommandProcess:
         return self.process.wait(timeout)
 
     def output(self,
-        lines:int=8, # the last ones
+        lines:int=16, # the last ones
     )->str:
         "What the command has written."
         if self.log is None: return ''

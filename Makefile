@@ -15,11 +15,11 @@ export PYTHONDONTWRITEBYTECODE =
 demo: .venv/.lib  ## three teachers and a student on the digits, in a minute or two
 	gnosis-image-classification +experiment=digits teacher.num_components=3 teacher.independent=true data_dir=demo exp_name=digits
 
-test: .venv/.dev  ## notebooks, of which the longest begins first, then pytest, on up to four cores
+test: .venv/.dev  ## notebooks, of which the longest begins first, then pytest, of which many tests wait, on up to four cores
 	OMP_NUM_THREADS=1 nbdev_test --path nbs/$(LONGEST) & longest=$$!; \
 		OMP_NUM_THREADS=1 nbdev_test --n_workers $(WORKERS) --timing --skip_file_re '^([_.]|$(notdir $(LONGEST)))'; \
 		others=$$?; wait $$longest && exit $$others
-	OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist worksteal --durations=10 tests
+	OMP_NUM_THREADS=1 pytest -q -n $$(($(WORKERS) + 1)) --dist worksteal --durations=10 tests
 
 lint: .venv/.dev  ## long lines, semicolons, private names of other modules, unused imports and names; rules in pyproject.toml
 	ruff check .

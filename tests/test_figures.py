@@ -61,7 +61,7 @@ def test_presets_of_smaller_scales_compose(preset, scale):
 @pytest.mark.parametrize('scale', SCALES)
 def test_every_sweep_has_a_preset(scale):
     used = {preset for presets in SWEEPS.values() for preset in presets}
-    assert presets(FOLDERS[scale]) - {'digits', 'sentences', 'teachers'} == used
+    assert presets(FOLDERS[scale]) - {'digits', 'sentences', 'teachers', 'patient'} == used
     figures = {f'fig{i:02}' for i in range(1, 15)}
     assert set(FIGURES) == set(SWEEPS) == figures | {'table1', 'table2', 'table2_imagenet'}
 
@@ -69,7 +69,7 @@ def test_every_sweep_has_a_preset(scale):
 def settings_of(preset): return as_dict(compose([f'+experiment={preset}']))
 
 TEACHERS = dict(num_epochs=200, batch_size=256, optimizer='SGD', lr=.1, weight_decay=1e-4, momentum=.9,
-                nesterov=False, eta_min=0., warmup_epochs=0)
+                nesterov=False, eta_min=0., warmup_epochs=0, label_smoothing=0.)
 
 @pytest.mark.parametrize('preset, key, value', [
     ('fig01', 'distill_loader.temp', 1.), ('fig01', 'dataset.name', 'cifar100'),
@@ -77,7 +77,7 @@ TEACHERS = dict(num_epochs=200, batch_size=256, optimizer='SGD', lr=.1, weight_d
     ('fig02', 'dataset.num_data', 200), ('fig02', 'teacher.trainer.num_epochs', 100),
     ('fig03', 'teacher.num_components', 5), ('fig03', 'classifier.depth', 56),
     ('fig03', 'trainer.num_epochs', 300),
-    ('fig03', 'dataloader.batch_size', 128), ('fig03', 'teacher.trainer', TEACHERS),
+    ('fig03', 'dataloader.batch_size', 128), ('fig03', 'teacher.trainer', dict(TEACHERS, keep_epochs=[])),
     ('fig03', 'distill_loader.temp', 1.),
     ('fig03_tau4', 'distill_loader.temp', 4.), ('fig03_tau4', 'teacher.num_components', 5),
     ('fig04', 'dataset.subsample.ratio', .5), ('fig06', 'classifier.norm', 'layer'),

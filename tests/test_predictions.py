@@ -71,7 +71,7 @@ def test_the_tables_of_a_run_come_back_without_its_networks(runs, command, monke
         exact = [o for o in table.columns if o in ('accuracy', 'agreement')]
         assert table[exact].equals(written[exact])
         middle = [o for o in table.columns if o not in ('low', 'high')]    # texts are in another order
-        pd.testing.assert_frame_equal(table[middle], written[middle], atol=1e-3, rtol=1e-3, check_names=False)
+        pd.testing.assert_frame_equal(table[middle], written[middle], atol=1e-3, rtol=2e-3, check_names=False)
 
 def test_a_new_metric_of_20_finished_runs(runs, tmp_path, monkeypatch):
     "A measure that no table has, from folders without any weights."

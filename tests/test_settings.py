@@ -150,7 +150,7 @@ def choices(command):
     groups = {group: names.split(' | ') for group, names in found}
     def of(group): return [f'{group}={name}' for name in groups.get(group, ()) if name != 's3']
     # data of the other commands are refused; the rest fits together
-    together = zip_longest(*map(of, ('classifier', 'density_model', 'loss', 'logger')))
+    together = zip_longest(*map(of, ('classifier', 'density_model', 'loss', 'logger', 'features')))
     chosen = [(o,) for o in of('dataset')] + [tuple(filter(None, o)) for o in together]
     return [*chosen, ('logger=s3', 'logger.bucket_name=B')]
 

@@ -201,7 +201,8 @@ def _pool_key(cfg):
     return json.dumps(facts, sort_keys=True)
 
 _OF_STUDENTS = (
-    'trainer.num_epochs', 'trainer.optimizer', 'trainer.lr_scheduler', 'dataloader.batch_size', 'optimizer')
+    'trainer.num_epochs', 'trainer.optimizer', 'trainer.lr_scheduler', 'dataloader.batch_size', 'optimizer',
+    'teacher.independent', 'teacher.control', 'teacher.schedule', 'features')
 
 def teacher_pools(
     jobs:list, # of `sweep_jobs`
@@ -211,7 +212,8 @@ def teacher_pools(
     for job in jobs: pools.setdefault(_pool_key(job.settings), []).append(job)
     def needed(group):
         most = max(o.settings.teacher.num_components for o in group)
-        return most*len({o.settings.trial_id for o in group})
+        others = any(o.settings.teacher.independent for o in group)          # of the last trial's baseline
+        return most*(len({o.settings.trial_id for o in group}) + others)
     return [(group[0], needed(group)) for group in pools.values()]
 
 def teacher_jobs(

@@ -89,7 +89,7 @@ def test_who_has_been_taken_over_stops_and_sends_nothing(real_bucket, logged, tm
         if table == 'student_train_metrics' and row['epoch'] == 2:
             assert not self._mirror.flush()
             taken = Lease(real_bucket, self.lease.key)
-            taken._write(True, taken.read()[1])
+            with self.lease._cond: assert taken._write(True, taken.read()[1])     # no renewal in between
             self.lease.update(folder='mine', place='here')
             real_bucket.put('.seen', self.path/'state.json')
         log(self, table, row)

@@ -15,13 +15,15 @@ from PIL import Image
 import processes
 from experiments import program
 from gnosis_nb.cli import compose, compose_sweep
-from gnosis_nb.paper.claims import CLAIMS, check_claims, interval, verdict
+from gnosis_nb.paper.claims import CLAIMS, check_claims, verdict
+from gnosis_nb.paper import reproduce
 from gnosis_nb.paper.plots import FIGURES
 from gnosis_nb.paper.reproduce import cost_table, figure
 from gnosis_nb.paper.sweeps import (
     SCALES, SWEEPS, collect, command_of, done_runs, load_results, results, run_here, sweep_jobs,
     teacher_jobs, train)
 from gnosis_nb.paper.targets import targets
+from gnosis_nb.paper.trials import interval
 from gnosis_nb.runs import find_runs, run_identity
 from gnosis_nb.settings import as_dict, network_options, student_recipe, teacher_recipe
 
@@ -270,11 +272,13 @@ def test_interval():
     ([.9, 1.1, 1.], 1, 'small', 'undecided')])
 def test_verdict(values, margin, scale, expected): assert verdict(values, scale, margin) == expected
 
+def figure_of(rows, scale): return SimpleNamespace(figure='fig03', scale=scale, rows=rows, facts={})
+
 @pytest.mark.parametrize('scale, expected', [
     ('paper', 'holds'), ('small', 'not comparable'), ('smoke', 'not comparable')])
 def test_a_threshold_is_judged_at_the_papers_scale(scale, expected):
     rows = pd.DataFrame([dict(trial=t, policy='Baseline', agreement=80 + t) for t in range(3)])
-    claims = check_claims(SimpleNamespace(figure='fig03', scale=scale, rows=rows)).set_index('claim')
+    claims = check_claims(figure_of(rows, scale)).set_index('claim')
     assert claims.verdict['No policy passes 86 % agreement'] == expected
 
 def test_claims_with_thresholds():
@@ -288,13 +292,34 @@ def test_effects_are_paired(shift):
     levels = {'Baseline': 80, 'MixUp': 83, 'MixUp τ=4': 85}
     rows = pd.DataFrame([dict(trial=t, policy=p, agreement=a + shift*t + t*a/800)
                          for t in range(3) for p, a in levels.items()])
-    claims = check_claims(SimpleNamespace(figure='fig03', scale='small', rows=rows)).set_index('claim')
+    claims = check_claims(figure_of(rows, 'small')).set_index('claim')
     best = claims.loc['MixUp with τ = 4 has the best fidelity']
     assert best.effect == pytest.approx(2. + 2/800, abs=1e-3) and best.verdict == 'holds'
 
+def test_trials_are_added_for_claims_that_are_undecided(monkeypatch):
+    "Fig 14: labels never raise the agreement; what they do to the accuracy is clear after eight trials."
+    gain, said, asked = [1.5, -.5, 1., 1.2, .8, 1., 1., 1.1], [], []
+    def runs(name, scale, overrides, data_dir, say, only):
+        trials = range(int(overrides[-1].split(',')[-1]) + 1)
+        asked.append((len(trials), only))
+        settings = SimpleNamespace(data_dir=data_dir)
+        return [SimpleNamespace(settings=settings, row=dict(
+            trial=t, m=m, alpha=a, agreement=80 - 5*a, accuracy=70 - gain[t]*a))
+            for t in trials for m in (1, 3) for a in (0., .7) if t < 3 or m == 3]
+    def table(name, scale, jobs, *args, looks):
+        return SimpleNamespace(figure=name, scale=scale, rows=pd.DataFrame(o.row for o in jobs),
+                               facts=dict(looks=looks))
+    monkeypatch.setattr(reproduce, 'train', runs)
+    monkeypatch.setattr(reproduce, 'results', table)
+    jobs = reproduce._train_until_decided('fig14', 'small', [], 'here', said.append)
+    assert [n for n, _ in asked] == [3, 5, 8] and asked[0][1] is None
+    assert asked[1][1] == asked[2][1] == {'3 | 0.0', '3 | 0.7'}
+    assert said == [f'fig14: 1 of 2 claims are undecided after {n} trials' for n in (3, 5)]
+    assert len(jobs) == 3*4 + 5*2
+
 def test_claims_that_are_not_measured():
     rows = pd.DataFrame([dict(trial=0, policy='Baseline', accuracy=70., agreement=80.)])
-    claims = check_claims(SimpleNamespace(figure='fig03', scale='paper', rows=rows))
+    claims = check_claims(figure_of(rows, 'paper'))
     verdicts = claims.set_index('claim').verdict
     assert verdicts['With noise the student is less accurate than the baseline'] == 'not measured'
     assert verdicts['No policy passes 86 % agreement'] == 'undecided'

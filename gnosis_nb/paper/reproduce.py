@@ -26,12 +26,13 @@ from ..inputs import load_inputs
 from ..landscape import Plane, grid_axes, loss_surface
 from ..losses import reduce_ensemble_logits
 from ..models import build_classifier, build_gan
-from .claims import check_claims
+from .claims import check_claims, undecided_settings
 from .plots import FIGURES, draw, draw_answers, draw_basins, save_figure
 from .sweeps import (
     SCALES, SWEEPS, Results, command_of, done_runs, ensemble_logits, evaluation_batches, load_results,
     override_key, result_row, results, run_here, run_state, save_results, settings_row, shown_images,
     sweep_jobs, teacher_pools, train)
+from .trials import LOOKS
 from ..provenance import compare_provenance, installed_packages
 from ..run_folder import RunLocked
 from ..runs import teacher_digests
@@ -192,16 +193,35 @@ def _save_also(name, stem, jobs, data_dir):
     write_atomic(Path(f'{stem}_{what}.csv'), lambda tmp: table.round(4).to_csv(tmp, index=False))
     save_figure(show(table), f'{stem}_{what}')
 
+def _with_trials(overrides, n):
+    if not n: return list(overrides)
+    return [*overrides, f"trial_id={','.join(map(str, range(n)))}"]
+
+def _train_until_decided(name, scale, overrides, data_dir, say):
+    "Add trials, at each look those that may decide a claim. Returns the jobs that are done."
+    only = None
+    for n in LOOKS:
+        jobs = train(name, scale, _with_trials(overrides, n), data_dir, say=say, only=only)
+        r = results(name, scale, jobs, jobs[0].settings.data_dir, overrides, looks=True)
+        claims, only = check_claims(r), undecided_settings(r)
+        if not only: break
+        say(f"{name}: {(claims.verdict == 'undecided').sum()} of {len(claims)} claims are undecided "
+            f"after {n} trials")
+    return jobs
+
 def make_figure(
     name:str, # a key of `FIGURES`
     scale:str='small', # of `SCALES`
     overrides=(), # as on the command line
     data_dir:str|Path|None=None, # where runs go; None: as of `train`
     folder:str|Path|None=None, # where tables and pictures go; None: `figures` below `data_dir`
+    trials:int|str|None=None, # how many; 'auto': until the claims are decided; None: as the preset has it
     say=print, # called with sentences for the user
 )->Results|None: # None for Fig 7, which has samples only
     "Train what is missing, then write the table and the picture, and say what becomes of the claims."
-    jobs = train(name, scale, overrides, data_dir, say=say)
+    looks = trials == 'auto'
+    if looks: jobs = _train_until_decided(name, scale, overrides, data_dir, say)
+    else: jobs = train(name, scale, _with_trials(overrides, trials), data_dir, say=say)
     data_dir = jobs[0].settings.data_dir
     folder = Path(folder or Path(data_dir)/'figures')
     stem = folder/f'{name}_{scale}'
@@ -210,7 +230,8 @@ def make_figure(
         save_figure(fig, stem)
         say(f'{stem}.png, {stem}.pdf: samples of {path}')
         return None
-    r = results(name, scale, jobs, data_dir, overrides)
+    given = [f'--trials={trials}'] if trials else []
+    r = results(name, scale, jobs, data_dir, [*overrides, *given], looks)
     save_results(r, folder)
     _save_also(name, stem, jobs, data_dir)
     if FIGURES[name].panels: save_figure(draw(r), stem)
@@ -224,6 +245,11 @@ def _prediction_interval(values):
     mean, n, std = np.mean(values), len(values), np.std(values, ddof=1) if len(values) > 1 else np.nan
     half = stats.t.ppf(.975, n - 1)*std*np.sqrt(1 + 1/n) if n > 1 else np.nan
     return mean - half, mean + half
+
+def _kept_overrides(r):
+    "Those of the command that the results were made with, but for where and how often."
+    apart = 'data_dir=', 'trial_id=', '--'
+    return [o for o in r.facts['command'].split()[3:] if not o.startswith(apart)]
 
 def _kept_settings(kept, jobs):
     "The settings of the job that a row of a table is of, and the columns by which it was found."
@@ -268,13 +294,13 @@ def verify(
     "Do one of the kept runs again, compare its results, and say what else differs."
     r = load_results(name, scale, folder)
     if r is None: raise ValueError(f"folder={folder}: expected results of {name} at scale={scale}")
-    overrides = overrides or [o for o in r.facts['command'].split()[3:] if not o.startswith('data_dir=')]
+    overrides = overrides or _kept_overrides(r)
     where = [f'data_dir={data_dir}'] if data_dir else []
     row = random.randrange(len(r)) if row is None else row
     if not 0 <= row < len(r): raise ValueError(f"row={row}: expected 0 to {len(r) - 1}")
     kept = r.rows.iloc[row]
     presets = kept.sweep.split()
-    jobs = sweep_jobs(name, scale, [*overrides, *where, 'force=true'])
+    jobs = sweep_jobs(name, scale, [*overrides, *where, f'trial_id={int(kept.trial)}', 'force=true'])
     settings, columns = _kept_settings(kept, [o for o in jobs if o.preset in presets])
     say(f'{name}, row {row}: ' + ', '.join(f'{k}={kept[k]}' for k in columns))
     path = run_here(command_of(presets[0]), settings).path
@@ -292,12 +318,19 @@ def verify(
 # %% ../../nbs/64_paper.reproduce.ipynb #0f78038c
 _KEPT = 'nbs/figures/results'
 
+def _trials(text):
+    if text == 'auto': return text
+    if text.isdecimal() and int(text): return int(text)
+    raise argparse.ArgumentTypeError(f'{text}: expected auto or a number > 0')
+
 def _parser():
     p = argparse.ArgumentParser(prog='gnosis-figure', description=(
         'Train what a figure of the paper needs and is not there yet, and write its table and picture.'))
     p.add_argument('name', nargs='?', choices=list(FIGURES), help='which figure or table')
     p.add_argument('overrides', nargs='*', help=(
         f"scale={'|'.join(SCALES)}, and settings of the runs: device=cuda hydra/launcher=joblib"))
+    p.add_argument('--trials', type=_trials, metavar='N', help=(
+        f"how many; auto: {', '.join(map(str, LOOKS))}, until every claim is decided"))
     p.add_argument('--verify', action='store_true', help='do one of the kept runs again and compare')
     p.add_argument('--row', type=int, help='which, with --verify; default: any')
     p.add_argument('--cost', action='store_true', help="print what figures cost at the paper's scale")
@@ -339,6 +372,6 @@ def figure(
             same = verify(a.name, own['scale'], rest, own['data_dir'], folder, a.row)
             sys.exit(0 if same else 1)
         else:
-            make_figure(a.name, own['scale'], rest, own['data_dir'], folder)
+            make_figure(a.name, own['scale'], rest, own['data_dir'], folder, a.trials)
             if folder: _run_chapter(a.name, folder)
     except (ValueError, OSError, RunLocked) as e: sys.exit(f"error: {' '.join(str(e).split())}")

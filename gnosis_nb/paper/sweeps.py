@@ -28,7 +28,7 @@ from ..inputs import load_inputs
 from ..losses import reduce_ensemble_logits
 from ..metrics import agreement, predictive_kl
 from ..models import ClassifierEnsemble
-from .claims import check_claims
+from .claims import check_claims, setting_of
 from .targets import SHARES
 from ..provenance import packages_digest
 from ..reproducible import pick_device
@@ -210,10 +210,9 @@ def teacher_pools(
     "The pools of teachers of all jobs: of each network and data set enough for every trial's own."
     pools = {}
     for job in jobs: pools.setdefault(_pool_key(job.settings), []).append(job)
-    def needed(group):
-        most = max(o.settings.teacher.num_components for o in group)
-        others = any(o.settings.teacher.independent for o in group)          # of the last trial's baseline
-        return most*(len({o.settings.trial_id for o in group}) + others)
+    def last(cfg): # of its own teachers, or of those of the baseline in the next trial
+        return cfg.teacher.num_components*(cfg.trial_id + 1 + cfg.teacher.independent)
+    def needed(group): return max(last(o.settings) for o in group)
     return [(group[0], needed(group)) for group in pools.values()]
 
 def teacher_jobs(
@@ -267,7 +266,15 @@ def _run_all_here(command, teachers, jobs, say):
         say(' '.join([f'{jobs[0].preset} {i}/{len(runs)}', *own]))
         run_here(command, settings)
 
-def _run_preset(preset, scale, jobs, overrides, data_dir, here, say):
+def _by_setting(jobs):
+    "Overrides of a multirun for each setting, of all its trials."
+    trials = {}
+    for job in jobs:
+        rest = tuple(o for o in job.overrides if override_key(o) != 'trial_id')
+        trials.setdefault(rest, []).append(str(job.settings.trial_id))
+    return [[*rest, f"trial_id={','.join(o)}"] for rest, o in trials.items()]
+
+def _run_preset(preset, scale, jobs, overrides, data_dir, here, whole, say):
     done, command = done_runs(data_dir), command_of(preset)
     todo = [o for o in jobs if o.identity not in done]
     if not todo: return
@@ -277,7 +284,8 @@ def _run_preset(preset, scale, jobs, overrides, data_dir, here, say):
     if here: return _run_all_here(command, teachers, todo, say)
     launcher = [o for o in overrides if o.startswith('hydra')]
     for o in teachers: _multirun(command, [*o, *(h for h in launcher if h not in o)], say)
-    _multirun(command, [_experiment(preset, scale), *overrides], say)
+    for o in [[_experiment(preset, scale), *overrides]] if whole else _by_setting(todo):
+        _multirun(command, o, say)
 
 def train(
     name:str, # a key of `SWEEPS`
@@ -286,16 +294,21 @@ def train(
     data_dir:str|Path|None=None, # where runs go; None: as the presets say, which is data/smoke for 'smoke'
     here:bool=False, # in this process, one run after the other, for notebooks; else by multiruns
     say=print, # called with sentences for the user
-)->list: # all jobs of the figure
+    only:set|None=None, # settings, by `setting_of`, whose runs are to be done; None: all
+)->list: # all jobs of the figure; with `only`, those that are done
     "Do the runs of a figure that are not done yet. Raises `ConfigError` if some of them fail."
     if data_dir: overrides = [*overrides, f'data_dir={data_dir}']
     jobs = sweep_jobs(name, scale, overrides)
     data_dir = jobs[0].settings.data_dir
+    if only is not None:
+        done, settings = done_runs(data_dir), setting_of(pd.DataFrame(settings_row(o.settings) for o in jobs))
+        jobs = [o for o, s in zip(jobs, settings) if s in only or o.identity in done]
     if any(_wants_generator(o.settings) for o in jobs):
         shared = [o for o in overrides if override_key(o).startswith(_OF_ALL)]
         train('fig07', scale, shared, data_dir, here, say)
     for preset in SWEEPS[name]:
-        _run_preset(preset, scale, [o for o in jobs if o.preset == preset], overrides, data_dir, here, say)
+        of_preset = [o for o in jobs if o.preset == preset]
+        _run_preset(preset, scale, of_preset, overrides, data_dir, here, only is None, say)
     return jobs
 
 # %% ../../nbs/62_paper.sweeps.ipynb #6f015ae7
@@ -357,9 +370,10 @@ class Results:
     @property
     def caption(self):
         "Where the numbers come from, in a line."
-        f = self.facts
+        f, of_each = self.facts, self.rows.groupby(setting_of(self.rows)).trial.nunique()
+        trials = ' to '.join(str(o) for o in sorted({of_each.min(), of_each.max()}))
         return (f"{self.figure}, scale={self.scale}: {f['dataset']}, {f['network']}, "
-                f"{f['trials']} trials, {f['device']}, {f['date']}")
+                f"{trials} trials, {f['device']}, {f['date']}")
 
     def provenance(self,
         row:int, # of the table
@@ -403,6 +417,7 @@ def results(
     jobs:list, # of `train`
     data_dir:str|Path, # where they are
     overrides=(), # that were given
+    looks:bool=False, # were trials added until the claims were decided?
 )->Results:
     "Collect what a figure's runs have given, with where it comes from. Raises `ValueError` if none is done."
     rows = collect(jobs, data_dir)
@@ -420,6 +435,7 @@ def results(
         seeds=sorted(map(int, rows.trial.unique())),
         runs=len(rows),
         of=len({o.identity for o in jobs}),
+        looks=looks,
         minutes=round(sum(_minutes(s) for s in states), 1),
         epochs=sorted(map(int, rows.epochs.unique())),
         versions={k: states[0][k] for k in ('torch', 'fastai', 'python')},

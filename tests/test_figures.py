@@ -127,7 +127,7 @@ def test_the_outermost_choice_of_data_wins(overrides, name, train):
     assert dataset.root_dir == ('X' if 'dataset.root_dir=X' in overrides else None)
 
 @pytest.mark.parametrize('preset, data, network', [
-    ('small/fig01', 'mnist', dict(name='lenet')), ('small/fig05', 'mnist', dict(name='lenet')),
+    ('small/fig02', 'mnist', dict(name='lenet')),
     ('smoke/fig02', 'digits', dict(name='lenet')),
     ('small/table2_imagenet', 'cifar10', dict(name='resnet', depth=18))])
 def test_smaller_presets_keep_nothing_of_another_network(preset, data, network):

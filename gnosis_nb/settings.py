@@ -83,8 +83,8 @@ class DigitsSettings(ImageDataset):
 
 @dataclass(frozen=True)
 class MNISTSettings(ImageDataset):
-    "MNIST, or `num_data` of its training images."
-    name:Literal['mnist']
+    "MNIST or Fashion-MNIST, or `num_data` of the training images."
+    name:Literal['mnist', 'fashion_mnist']
     num_data:Count | None
     seed:NumpySeed
 

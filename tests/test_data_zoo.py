@@ -1,4 +1,5 @@
 "The zoo against small fakes in the official layouts, without a network; MNIST itself where it is at hand."
+import gzip
 import hashlib
 import inspect
 import pickle
@@ -24,7 +25,7 @@ from fakes import (fake_cifar, fake_cifar102, fake_emnist, fake_imagenet_archive
 from gnosis_nb.data.folder import DataNotFound
 from gnosis_nb.data.images import ImageData, ImageFiles, image_statistics, normalizer
 from gnosis_nb.data.zoo import (STATISTICS, VISION_SOURCES, cifar10, cifar100, cifar100_svhn, cifar102,
-                                emnist, imagenet, load_vision, mnist, svhn, tiny_imagenet)
+                                emnist, fashion_mnist, imagenet, load_vision, mnist, svhn, tiny_imagenet)
 
 CONFIG = Path(gnosis_nb.config.__file__).parent/'dataset'
 DATA = Path(__file__).parent.parent/'data'/'datasets'
@@ -56,13 +57,14 @@ assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.ge
 
 @pytest.mark.parametrize('source, what, where', [
     (cifar10, 'CIFAR-10', 'cs.toronto.edu'), (cifar100, 'CIFAR-100', 'cs.toronto.edu'),
-    (mnist, 'MNIST', 'http'),
+    (mnist, 'MNIST', 'http'), (fashion_mnist, 'Fashion-MNIST', 'http'),
     (svhn, 'SVHN', 'ufldl.stanford.edu'), (cifar102, 'CIFAR-10', 'cs.toronto.edu'),
     (emnist, 'EMNIST', 'nist.gov'), (cifar100_svhn, 'CIFAR-100', 'cs.toronto.edu'),
     (tiny_imagenet, 'Tiny ImageNet', 'cs231n.stanford.edu'),
     (imagenet, 'ImageNet', 'https://image-net.org/download')])
 @pytest.mark.parametrize('download, why', [(False, 'download=False'), (True, 'no network here')])
-def test_missing_data_is_one_sentence(tmp_path, source, what, where, download, why):
+def test_missing_data_is_one_sentence(tmp_path, monkeypatch, source, what, where, download, why):
+    monkeypatch.setattr(zoo, '_OF_DEBIAN', tmp_path)
     message = sentence(source, tmp_path/'x', download)
     assert message.startswith(f'{what} is missing') and str(tmp_path/'x') in message and where in message
     assert why in message or source is imagenet
@@ -154,6 +156,17 @@ def test_mnist_layouts(tmp_path, raw, root):
     assert few.train.targets.bincount().tolist() == [2]*10 and len(few.test) == 60
     assert not torch.equal(few.train.images, mnist(tmp_path/root, num_data=20, seed=1).train.images)
 
+
+def test_fashion_mnist_is_unpacked_from_where_debian_has_it(tmp_path, monkeypatch):
+    images, packed = fake_mnist(tmp_path/'raw'), tmp_path/'packed'
+    packed.mkdir()
+    for file in (tmp_path/'raw').iterdir():
+        (packed/f'{file.name}.gz').write_bytes(gzip.compress(file.read_bytes()))
+    monkeypatch.setattr(zoo, '_OF_DEBIAN', packed)
+    sets = fashion_mnist(tmp_path/'mine', download=False)
+    assert torch.equal(sets.train.images[:, 0], torch.from_numpy(images['train']))
+    assert sets.train.classes[9] == 'Ankle boot' and sets.train.name == 'fashion_mnist/train'
+    assert not (tmp_path/'fashion_mnist').exists() and (tmp_path/'mine/FashionMNIST/raw').is_dir()
 
 def test_damaged_mnist(tmp_path):
     fake_mnist(tmp_path/'MNIST'/'raw')

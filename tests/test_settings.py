@@ -104,7 +104,8 @@ CHOICES = dict(
     dataset={
         'cifar10': {}, 'cifar100': {}, 'cifar100_svhn': {'num_svhn_data': 10_000, 'seed': 0},
         'cifar102': {'cifar10_fraction': 1.}, 'emnist': {'split': 'byclass'},
-        'mnist': {'num_data': 200, 'seed': 0}, 'tiny_imagenet': {'root_dir': None}},
+        'mnist': {'num_data': 200, 'seed': 0}, 'fashion_mnist': {'num_data': None, 'seed': 0},
+        'tiny_imagenet': {'root_dir': None}},
     classifier={'preresnet': {'depth': 20, 'skip_connections': True},
         'resnet_cifar': {'depth': 20}, 'vgg': {'depth': 16, 'batch_norm': False}, 'lenet': {}},
     density_model={'sngan': {'z_dim': 128}, 'dcgan': {'nz': 100, 'ngf': 64, 'ndf': 64}},

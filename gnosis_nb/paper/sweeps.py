@@ -96,7 +96,7 @@ POLICY_NAMES = dict(
     baseline='Baseline', rotation='Rotation', vertical_flip='Vertical flip', colorjitter='ColorJitter',
     comb_aug='CombAug', mixup='MixUp', gan='GAN', ood='OOD', noise='Noise')
 _DATA_NAMES = dict(imdb='IMDB', imagenet='ImageNet')
-_SIZES = dict(mnist=60_000, emnist=697_932, svhn=73_257, digits=1347)
+_SIZES = dict(mnist=60_000, fashion_mnist=60_000, emnist=697_932, svhn=73_257, digits=1347)
 
 def shown_images(
     cfg:Classification, # settings of a run

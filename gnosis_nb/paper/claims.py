@@ -164,7 +164,8 @@ def _late(metric):
     "The metric with the most teachers, less that with about four."
     def effect(t):
         sizes = sorted(t.m.unique())
-        first = min(4, sizes[-2]) if len(sizes) > 1 else 1
+        if len(sizes) < 3: return pd.Series(dtype=float)
+        first = min(4, sizes[-2])
         return _change(metric, 'm', tau=4.)(t[t.m >= first])
     return effect
 

@@ -6,7 +6,7 @@
 __all__ = ['SWEEPS', 'SCALES', 'POLICY_NAMES', 'command_of', 'Job', 'sweep_jobs', 'shown_images', 'settings_row', 'result_row',
            'run_state', 'done_runs', 'collect', 'override_key', 'teacher_pools', 'teacher_jobs', 'run_here', 'train',
            'evaluation_batches', 'ensemble_logits', 'add_independent', 'Results', 'results', 'save_results',
-           'load_results', 'all_claims']
+           'load_results']
 
 # %% ../../nbs/62_paper.sweeps.ipynb #4126059a
 import io, json, re, subprocess, sys, time
@@ -28,7 +28,7 @@ from ..inputs import load_inputs
 from ..losses import reduce_ensemble_logits
 from ..metrics import agreement, predictive_kl
 from ..models import ClassifierEnsemble
-from .claims import check_claims, setting_of
+from .claims import setting_of
 from .targets import SHARES
 from ..provenance import packages_digest
 from ..reproducible import pick_device
@@ -475,15 +475,3 @@ def load_results(
             paths = {o: Path(folder)/f'packages_{o}.txt' for o in lists}
             texts = {o: path.read_text(encoding='utf-8') for o, path in paths.items() if path.exists()}
             return Results(name, s, rows, facts, texts)
-
-# %% ../../nbs/62_paper.sweeps.ipynb #e884dd47
-def all_claims(
-    folder:str|Path='results', # of `save_results`
-)->pd.DataFrame: # a row a claim, with its figure and scale
-    "Every claim at the largest scale there is; figures without results have none."
-    kept = [r for name in SWEEPS if (r := load_results(name, folder=folder))]
-    tables = [check_claims(r) for r in kept]
-    for t, r in zip(tables, kept):
-        t.insert(0, 'figure', r.figure)
-        t.insert(1, 'scale', r.scale)
-    return pd.concat([t for t in tables if 'claim' in t], ignore_index=True)

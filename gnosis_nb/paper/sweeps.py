@@ -254,7 +254,8 @@ def run_here(
     raise RunLocked(f"{command}: another process has not finished the same run in {wait} s")
 
 # %% ../../nbs/62_paper.sweeps.ipynb #8252629f
-OF_ALL = ('device', 'hydra', 'dataset.root_dir', 'dataset.download')        # settings that concern a generator, too
+# settings of runs that concern the generator of their images, too
+OF_ALL = ('device', 'hydra', 'dataset.root_dir', 'dataset.download')
 
 def wants_generator(
     cfg:Settings, # of a run

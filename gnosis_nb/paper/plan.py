@@ -6,7 +6,7 @@
 __all__ = ['MAIN', 'Cost', 'Speed', 'cost_table', 'Row', 'sweep_rows', 'needed_rows', 'Step', 'make_plan', 'plan_table',
            'measure_speed', 'drop_missing', 'run_plan', 'plan_figures', 'figure_command']
 
-# %% ../../nbs/64a_paper.plan.ipynb #23ee8d0b
+# %% ../../nbs/64a_paper.plan.ipynb #41ca6449
 import json, math, sys, time
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -28,7 +28,7 @@ from ..data.zoo import STATISTICS, load_vision
 from ..generators import gan_networks
 from ..learner import teacher_learner
 from ..models import build_classifier
-from .claims import CLAIMS
+from .claims import CLAIMS, check_claims
 from .reproduce import figure, figure_parser, keep_figure
 from .sweeps import (
     OF_ALL, SWEEPS, command_of, done_runs, override_key, pool_key, run_here, settings_row,
@@ -39,7 +39,7 @@ from ..settings import ConfigError, network_options, teacher_recipe
 from ..teachers import count_needed
 from ..together import pick_parallel, run_together
 
-# %% ../../nbs/64a_paper.plan.ipynb #e20a2c2b
+# %% ../../nbs/64a_paper.plan.ipynb #f5405d5c
 class Cost(NamedTuple):
     "What a training costs."
     epochs:float
@@ -99,7 +99,7 @@ def _generator_cost(cfg):
     flops = (g + 2*3*d)/trainer.disc_update_period + 3*(g + d)/trainer.gen_update_period
     return Cost(images/total, images, flops)
 
-# %% ../../nbs/64a_paper.plan.ipynb #5f440f6e
+# %% ../../nbs/64a_paper.plan.ipynb #be8e9c1b
 class Speed(NamedTuple):
     "A throughput that was measured, and of which network."
     images:float          # that it learns from, a second
@@ -144,7 +144,7 @@ def cost_table(
                       'GPU hours': round(sum(map(speed.seconds, both))/3600, 3)}
     return pd.DataFrame.from_dict(rows, orient='index')
 
-# %% ../../nbs/64a_paper.plan.ipynb #50b4e721
+# %% ../../nbs/64a_paper.plan.ipynb #b6ee7be0
 @dataclass
 class Row:
     "One setting of a sweep with its trials."
@@ -158,6 +158,10 @@ class Row:
 
     @property
     def first(self): return next(iter(self.jobs.values()))                   # job of the first trial
+
+    @property
+    def owner(self): # the figure that its preset is named after, if it is among them
+        return next((o for o in self.figures if self.first.preset.startswith(o)), self.figures[0])
 
 def _needs(job, generator):
     "What a run needs beside its own training: what it is, how many, and what one costs."
@@ -208,7 +212,7 @@ def sweep_rows(
         if wants_generator(row.first.settings): row.generator = generator
     return rows
 
-# %% ../../nbs/64a_paper.plan.ipynb #cce59e31
+# %% ../../nbs/64a_paper.plan.ipynb #bcc3f77f
 _MEASURED = ('accuracy', 'nll', 'ece', 'agreement', 'kl', 'teacher_accuracy', 'teacher_nll', 'teacher_ece',
              'member_accuracy', 'train_agreement', 'independent_agreement', 'cka_0', 'cka_1', 'cka_2')
 
@@ -238,7 +242,7 @@ def needed_rows(
             out[name, claim.sentence] = frozenset(keys[(t - 1)//2] for t in moved)
     return out
 
-# %% ../../nbs/64a_paper.plan.ipynb #93cc51c2
+# %% ../../nbs/64a_paper.plan.ipynb #21076388
 MAIN = (
     ('fig10', 'Agreement rises with the number of teachers'),
     ('fig10', 'With the most teachers the student is less accurate than they'),
@@ -338,7 +342,7 @@ def plan_table(
              for o, total in zip(steps, minutes)]
     return pd.DataFrame(table, index=range(1, len(table) + 1))
 
-# %% ../../nbs/64a_paper.plan.ipynb #57f8c9e5
+# %% ../../nbs/64a_paper.plan.ipynb #4d694557
 class _Clock(Callback):
     "Notes when epochs end."
     order = 10**6
@@ -375,7 +379,7 @@ def measure_speed(
     what = f"{rate:,.0f} images/s, {name} at {spec['input_size']} pixels, {at_once} at once, {device.type}"
     return Speed(rate, _training_flops(cfg, 'teacher'), what)
 
-# %% ../../nbs/64a_paper.plan.ipynb #82410eb4
+# %% ../../nbs/64a_paper.plan.ipynb #8762e510
 def _sets_of(cfg):
     "Data sets that a run needs: name and folder."
     extra = getattr(getattr(cfg, 'distill_loader', None), 'extra', [])
@@ -405,12 +409,16 @@ def _run_row(row):
     todo = [partial(run_here, command, o.settings) for o in jobs if o.identity not in done]
     run_together(todo, device, most=pick_parallel('auto', device))
 
-def _keep(names, scale, overrides, folder, say):
-    "Tables and pictures of figures, of the runs that there are."
-    for name in names:
-        given = _of_generator(overrides) if name == 'fig07' else overrides
-        told = [o for o in given if override_key(o) != 'data_dir']           # as `make_figure` keeps them
-        keep_figure(name, scale, sweep_jobs(name, scale, given), told, folder, say)
+def _keep(name, scale, overrides, folder, decided, say):
+    "Table and picture of a figure, of the runs that there are, and what becomes of claims."
+    given = _of_generator(overrides) if name == 'fig07' else overrides
+    told = [o for o in given if override_key(o) != 'data_dir']               # as `make_figure` keeps them
+    def say_files(text):
+        if '\n' not in text: say(text)                                       # not the table of all claims
+    r = keep_figure(name, scale, sweep_jobs(name, scale, given), told, folder, say_files)
+    if not decided: return
+    for _, o in check_claims(r).query('claim in @decided').iterrows():
+        say(f'- {o.claim}: {o.effect:.2f} ({o.low:.2f} to {o.high:.2f}) {o.unit}, {o.verdict}')
 
 def run_plan(
     rows:dict, # of `sweep_rows`
@@ -426,31 +434,34 @@ def run_plan(
 
     Raises `ConfigError` at the end if a row has failed."""
     end, rows, claims = time.monotonic() + 60*minutes, {**rows}, {**claims}
-    data_dir, taken, expected, did = next(iter(rows.values())).first.settings.data_dir, 0., 0., []
-    others, failed = {}, []
+    data_dir = next(iter(rows.values())).first.settings.data_dir
+    taken, expected, keeping, did, failed, open_figures = 0., 0., 0., [], [], {}
     while True:
-        left = (end - time.monotonic())/60
+        left = end - time.monotonic() - keeping*len(open_figures)            # these are kept at the end
         slower = taken/expected if expected else 1.
-        steps = make_plan(rows, claims, speed, left/slower, done_runs(data_dir))
+        steps = make_plan(rows, claims, speed, left/60/slower, done_runs(data_dir))
         if not steps: break
         step, begun = steps[0], time.monotonic()
         row = rows[step.key]
-        say(f'{row.name}: {slower*step.seconds/60:.1f} of {left:.1f} minutes')
+        say(f'{row.name}: {slower*step.seconds/60:.1f} of {left/60:.1f} minutes')
         try: _run_row(row)
         except Exception as e:
             say(f'failed, and left out: {type(e).__name__}: {e}')
             failed.append(rows.pop(step.key).name)
             claims = {o: keys for o, keys in claims.items() if step.key not in keys}
             continue
-        _keep(row.figures[:1], scale, overrides, folder, say)
-        others.update(dict.fromkeys(row.figures[1:]))
+        for name in row.figures: open_figures.setdefault(name, [])
+        for name, sentence in step.decides: open_figures[name].append(sentence)
+        ran = time.monotonic()
+        _keep(row.owner, scale, overrides, folder, open_figures.pop(row.owner), say)
         did.append(step.key)
-        taken, expected = taken + time.monotonic() - begun, expected + step.seconds
-    _keep(others, scale, overrides, folder, say)
+        now = time.monotonic()
+        taken, expected, keeping = taken + now - begun, expected + step.seconds, max(keeping, now - ran)
+    for name, decided in open_figures.items(): _keep(name, scale, overrides, folder, decided, say)
     if failed: raise ConfigError(f"{', '.join(failed)}: failed, see above; the same command tries again")
     return did
 
-# %% ../../nbs/64a_paper.plan.ipynb #1892f577
+# %% ../../nbs/64a_paper.plan.ipynb #94d1b18e
 def _split_arguments(given):
     "Names of figures, minutes, scale, and overrides of the runs."
     names, pairs = [o for o in given if '=' not in o], [o for o in given if '=' in o]

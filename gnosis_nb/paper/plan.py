@@ -6,7 +6,7 @@
 __all__ = ['MAIN', 'Cost', 'Speed', 'cost_table', 'Row', 'sweep_rows', 'needed_rows', 'Step', 'make_plan', 'plan_table',
            'measure_speed', 'drop_missing', 'run_plan', 'plan_figures', 'figure_command']
 
-# %% ../../nbs/64a_paper.plan.ipynb #41ca6449
+# %% ../../nbs/64a_paper.plan.ipynb #68ff6890
 import json, math, sys, time
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..cli import compose_sweep
@@ -39,7 +39,7 @@ from ..settings import ConfigError, network_options, teacher_recipe
 from ..teachers import count_needed
 from ..together import pick_parallel, run_together
 
-# %% ../../nbs/64a_paper.plan.ipynb #f5405d5c
+# %% ../../nbs/64a_paper.plan.ipynb #55ceda53
 class Cost(NamedTuple):
     "What a training costs."
     epochs:float
@@ -99,7 +99,7 @@ def _generator_cost(cfg):
     flops = (g + 2*3*d)/trainer.disc_update_period + 3*(g + d)/trainer.gen_update_period
     return Cost(images/total, images, flops)
 
-# %% ../../nbs/64a_paper.plan.ipynb #be8e9c1b
+# %% ../../nbs/64a_paper.plan.ipynb #ca4231dd
 class Speed(NamedTuple):
     "A throughput that was measured, and of which network."
     images:float          # that it learns from, a second
@@ -144,7 +144,7 @@ def cost_table(
                       'GPU hours': round(sum(map(speed.seconds, both))/3600, 3)}
     return pd.DataFrame.from_dict(rows, orient='index')
 
-# %% ../../nbs/64a_paper.plan.ipynb #b6ee7be0
+# %% ../../nbs/64a_paper.plan.ipynb #f13826b3
 @dataclass
 class Row:
     "One setting of a sweep with its trials."
@@ -212,7 +212,7 @@ def sweep_rows(
         if wants_generator(row.first.settings): row.generator = generator
     return rows
 
-# %% ../../nbs/64a_paper.plan.ipynb #bcc3f77f
+# %% ../../nbs/64a_paper.plan.ipynb #f635dc1e
 _MEASURED = ('accuracy', 'nll', 'ece', 'agreement', 'kl', 'teacher_accuracy', 'teacher_nll', 'teacher_ece',
              'member_accuracy', 'train_agreement', 'independent_agreement', 'cka_0', 'cka_1', 'cka_2')
 
@@ -242,7 +242,7 @@ def needed_rows(
             out[name, claim.sentence] = frozenset(keys[(t - 1)//2] for t in moved)
     return out
 
-# %% ../../nbs/64a_paper.plan.ipynb #21076388
+# %% ../../nbs/64a_paper.plan.ipynb #0ab62de6
 MAIN = (
     ('fig10', 'Agreement rises with the number of teachers'),
     ('fig10', 'With the most teachers the student is less accurate than they'),
@@ -342,14 +342,15 @@ def plan_table(
              for o, total in zip(steps, minutes)]
     return pd.DataFrame(table, index=range(1, len(table) + 1))
 
-# %% ../../nbs/64a_paper.plan.ipynb #4d694557
+# %% ../../nbs/64a_paper.plan.ipynb #f80dbd99
 class _Clock(Callback):
-    "Notes when epochs end."
+    "Notes when epochs end, and leaves the fit so many seconds after the first."
     order = 10**6
-    def __init__(self, device): self.device, self.ends = device, []
+    def __init__(self, device, seconds): self.device, self.seconds, self.ends = device, seconds, []
     def after_epoch(self):
         if self.device.type == 'cuda': torch.cuda.synchronize(self.device)
         self.ends.append(time.perf_counter())
+        if len(self.ends) > 1 and self.ends[-1] - self.ends[0] > self.seconds: raise CancelFitException()
 
 def _random_sets(cfg, n):
     _, channels, size, classes = _training_set(cfg)
@@ -361,25 +362,25 @@ def _random_sets(cfg, n):
 
 def measure_speed(
     cfg, # settings of images, whose teacher is timed
-    batches:int|None=None, # of an epoch; None: 100 on CUDA, else 5
+    seconds:float=3., # for which, at least
 )->Speed:
     "Images a second from which teachers of these settings learn on their device, and of which network."
     device, how = pick_device(cfg.device), teacher_recipe(cfg)
-    spec, at_once, epochs = json.loads(_network_spec(cfg, 'teacher')), pick_parallel('auto', device), 3
-    n = (batches or (100 if device.type == 'cuda' else 5))*how.batch_size
-    sets, clocks = _random_sets(cfg, n), [_Clock(device) for _ in range(at_once)]
+    spec, at_once = json.loads(_network_spec(cfg, 'teacher')), pick_parallel('auto', device)
+    n = (20 if device.type == 'cuda' else 5)*how.batch_size
+    sets, clocks = _random_sets(cfg, n), [_Clock(device, seconds) for _ in range(at_once)]
     def train(i):
         dls = image_dls(sets, how.batch_size, augmentation(), seed=i, device=device)
         learn = teacher_learner(dls, build_classifier(**spec, seed=i), metrics=[], cbs=clocks[i])
-        with learn.no_logging(), learn.no_bar(): learn.fit(epochs)
+        with learn.no_logging(), learn.no_bar(): learn.fit(200)
     run_together([partial(train, i) for i in range(at_once)], device)
-    seconds = max(o.ends[-1] for o in clocks) - min(o.ends[0] for o in clocks)
-    rate = at_once*n*(epochs - 1)/seconds
+    seen = n*sum(len(o.ends) - 1 for o in clocks)
+    rate = seen/(max(o.ends[-1] for o in clocks) - min(o.ends[0] for o in clocks))
     name = f"{spec['name']} {spec.get('depth', '')}".strip()
     what = f"{rate:,.0f} images/s, {name} at {spec['input_size']} pixels, {at_once} at once, {device.type}"
     return Speed(rate, _training_flops(cfg, 'teacher'), what)
 
-# %% ../../nbs/64a_paper.plan.ipynb #8762e510
+# %% ../../nbs/64a_paper.plan.ipynb #19d9da3b
 def _sets_of(cfg):
     "Data sets that a run needs: name and folder."
     extra = getattr(getattr(cfg, 'distill_loader', None), 'extra', [])
@@ -397,14 +398,16 @@ def drop_missing(
     def has_all(cfg): return all(is_there(*o, cfg.dataset.download) for o in sorted(_sets_of(cfg), key=str))
     return {k: o for k, o in rows.items() if has_all(o.first.settings)}
 
-def _run_row(row):
+def _run_row(row, shared): # shared: how many teachers of each pool there are
     "What is missing of a row: generator, teachers, then its trials."
     cfg = row.first.settings
     device, done = pick_device(cfg.device), done_runs(cfg.data_dir)
     if row.generator and row.generator.identity not in done:
         run_here('image_generation', row.generator.settings)
     command, jobs = command_of(row.first.preset), [*row.jobs.values()]
-    if command == 'image_classification' and cfg.trainer.distill_teacher:
+    needed = [(k, number) for needs in row.needs.values() for k, (number, _) in needs.items()]
+    missing = [k for k, number in needed if number > shared.get(k, 0) and k != 'generator']
+    if missing and any(row.costs.values()):                                  # of a row with students
         for overrides in teacher_jobs(jobs): run_here(command, compose_sweep(overrides, command)[0][1])
     todo = [partial(run_here, command, o.settings) for o in jobs if o.identity not in done]
     run_together(todo, device, most=pick_parallel('auto', device))
@@ -439,12 +442,13 @@ def run_plan(
     while True:
         left = end - time.monotonic() - keeping*len(open_figures)            # these are kept at the end
         slower = taken/expected if expected else 1.
-        steps = make_plan(rows, claims, speed, left/60/slower, done_runs(data_dir))
+        done = done_runs(data_dir)
+        steps = make_plan(rows, claims, speed, left/60/slower, done)
         if not steps: break
         step, begun = steps[0], time.monotonic()
         row = rows[step.key]
         say(f'{row.name}: {slower*step.seconds/60:.1f} of {left/60:.1f} minutes')
-        try: _run_row(row)
+        try: _run_row(row, _Account(rows, speed, done).shared)
         except Exception as e:
             say(f'failed, and left out: {type(e).__name__}: {e}')
             failed.append(rows.pop(step.key).name)
@@ -461,7 +465,7 @@ def run_plan(
     if failed: raise ConfigError(f"{', '.join(failed)}: failed, see above; the same command tries again")
     return did
 
-# %% ../../nbs/64a_paper.plan.ipynb #94d1b18e
+# %% ../../nbs/64a_paper.plan.ipynb #a57b52d1
 def _split_arguments(given):
     "Names of figures, minutes, scale, and overrides of the runs."
     names, pairs = [o for o in given if '=' not in o], [o for o in given if '=' in o]

@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -418,7 +419,9 @@ def _keep(name, scale, overrides, folder, decided, say):
     told = [o for o in given if override_key(o) != 'data_dir']               # as `make_figure` keeps them
     def say_files(text):
         if '\n' not in text: say(text)                                       # not the table of all claims
+    shown = {*plt.get_fignums()}
     r = keep_figure(name, scale, sweep_jobs(name, scale, given), told, folder, say_files)
+    for number in {*plt.get_fignums()} - shown: plt.close(number)
     if not decided: return
     for _, o in check_claims(r).query('claim in @decided').iterrows():
         say(f'- {o.claim}: {o.effect:.2f} ({o.low:.2f} to {o.high:.2f}) {o.unit}, {o.verdict}')

@@ -524,7 +524,7 @@ def figure_command(
     if a.keep or a.verify: parser.error('--plan, --cost: expected without --keep and --verify')
     given = [*(a.plan or a.cost or []), *filter(None, [a.name]), *a.overrides]
     try:
-        if a.plan is not None: return plan_figures(given, a.results, a.list)
+        if a.plan is not None: return plan_figures(given, a.results, a.list, partial(print, flush=True))
         names, _, scale, _ = _split_arguments(given)
         print(cost_table(a.throughput, names, scale or 'paper').to_string())
     except (ValueError, OSError, RunLocked) as e: sys.exit(f"error: {' '.join(str(e).split())}")

@@ -33,7 +33,7 @@ SIMULATED = 'GNOSIS_SIMULATED'  # environment variable of processes on the simul
 @dataclass
 class Part:
     name:str
-    command:list  # `{json}` stands for the file of its numbers
+    command:list  # `{json}` stands for the file of its numbers, `{minutes}` for the time it has
     seconds:int  # that it may take, at most
     timed:bool=False  # nothing else may run beside it
     needs:Path|None=None  # the part is left out where this is missing
@@ -74,7 +74,6 @@ def parts(simulate, out, data):
     speeds = [own('speed', '--depth', str(o), name=f'speed-{o}') for o in depths]
     compiled = [own('speed', '--depth', str(o), '--compile', name=f'compiled-{o}') for o in depths[:2]]
     steps = [benchmark('step', '--depth', str(o), *few, name=f'step-{o}', seconds=240) for o in depths]
-    figure, needs = figure_part(simulate, out, data)
     return [
         own('environment', seconds=90, timed=False),
         rehearsal('core', 'teacher', 'student', 'notebook', 'network', 'held'),
@@ -85,16 +84,16 @@ def parts(simulate, out, data):
         benchmark('together', '--depth', first, *few), *speeds[1:], *steps[1:],
         benchmark('ensemble', '--depth', first, *few), benchmark('epoch', '--depth', first, *few),
         benchmark('text', *few), benchmark('cka loader', *few, seconds=120), benchmark('job', *few),
-        Part('figure', figure, 1800, timed=True, needs=needs)]
+        figures_part(simulate, out, data)]
 
-def figure_part(simulate, out, data):
-    "Command of Fig 10 with CIFAR-100, one trial, all networks together; and the data that it needs."
-    name, needs = ['fig10', 'scale=medium'], data/'datasets'/'cifar100'
-    if simulate: name, needs = ['fig10', 'scale=smoke'], None  # of digits, which are never missing
-    start = ['-c', 'from gnosis_nb.paper.reproduce import figure; figure()']
-    at_once = ['hydra/launcher=together', 'hydra.launcher.n_jobs=6', 'trainer.parallel_models=5']
-    where = ['device=cuda', f'data_dir={out}/runs', f"dataset.root_dir={data/'datasets'/'cifar100'}"]
-    return [*start, *name, 'trial_id=0', *at_once, *where], needs
+def figures_part(simulate, out, data):
+    "What decides the most claims of the paper in the time that is left, with CIFAR-100."
+    needs = data/'datasets'/'cifar100'
+    where = ['device=cuda', f'data_dir={out}/runs', f'dataset.root_dir={needs}']
+    names = ['scale=medium']
+    if simulate: names, needs, where = ['table1', 'scale=smoke'], None, where[:2]  # digits are never missing
+    start = ['-c', 'from gnosis_nb.paper.plan import figure_command; figure_command()']
+    return Part('figures', [*start, '--plan', 'minutes={minutes}', *names, *where], 1800, True, needs)
 
 
 # Running them
@@ -125,7 +124,9 @@ class Running:
     def __init__(self, part, out, seconds, env):
         self.part, self.out, self.seconds, self.simulated = part, out, seconds, SIMULATED in env
         self.numbers, self.start = out/f'{part.name}.numbers.json', time.monotonic()
-        self.command = [o.replace('{json}', str(self.numbers)) for o in part.command]
+        minutes = f'{max(.5, seconds/60 - 1):.1f}'  # a minute for the start and what a row takes longer
+        def fill(text): return text.replace('{json}', str(self.numbers)).replace('{minutes}', minutes)
+        self.command = [fill(o) for o in part.command]
         self.numbers.unlink(missing_ok=True)
         with open(out/f'{part.name}.txt', 'w') as text:
             self.process = subprocess.Popen([sys.executable, *self.command], cwd=ROOT, env=env,

@@ -18,7 +18,8 @@ from gnosis_nb.cli import compose, compose_sweep
 from gnosis_nb.paper.claims import CLAIMS, check_claims, verdict
 from gnosis_nb.paper import reproduce
 from gnosis_nb.paper.plots import FIGURES
-from gnosis_nb.paper.reproduce import cost_table, figure
+from gnosis_nb.paper.plan import cost_table
+from gnosis_nb.paper.reproduce import figure
 from gnosis_nb.paper.sweeps import (
     SCALES, SWEEPS, collect, command_of, done_runs, load_results, results, run_here, sweep_jobs,
     teacher_jobs, train)

@@ -8,6 +8,7 @@ import itertools, os, signal, sys
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from gnosis_nb import experiment, generation
 from gnosis_nb.checkpoint import checkpoint_info
@@ -68,6 +69,7 @@ def start(kind, folder, last=None, batches=None):
     run, config, settings = KINDS[kind]
     if pid := os.fork(): return pid
     torch.set_num_threads(1)
+    Figure.savefig = lambda self, to, **kwargs: Path(to).write_text('picture')  # none is looked at
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     events = Events(last)
     if batches: keep_every_batch(batches)

@@ -34,7 +34,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    "Pictures that runs leave are files of one word, also those of `processes`. Notebooks draw them."
+    "Pictures that runs leave have a single pixel, also those of `processes`. Notebooks draw them."
     monkeypatch.setattr(Figure, 'savefig', processes.no_picture(Figure.savefig))
 
 

@@ -80,9 +80,10 @@ def until(condition, process=None):
     raise AssertionError('nothing has happened')
 
 def no_picture(draw):
-    "`Figure.savefig` that leaves one word in place of a picture in a file, and otherwise does `draw`."
+    "`Figure.savefig` that leaves a single pixel in place of a picture in a file, and otherwise does `draw`."
+    from PIL import Image
     def savefig(self, to, **kwargs):
-        if isinstance(to, Path): to.write_text('picture')
+        if isinstance(to, Path): Image.new('RGB', (1, 1)).save(to, kwargs['format'])
         else: draw(self, to, **kwargs)
     return savefig
 

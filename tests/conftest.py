@@ -2,10 +2,10 @@
 import functools
 import itertools
 import os
-from pathlib import Path
 from urllib.error import URLError
 
 import botocore.session
+import processes
 import pytest
 import torch
 import weed
@@ -34,12 +34,8 @@ def no_network(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    "Pictures that runs of this process leave are files of one word. Notebooks and other processes draw them."
-    draw = Figure.savefig
-    def savefig(self, to, **kwargs):
-        if isinstance(to, Path): to.write_text('picture')
-        else: draw(self, to, **kwargs)
-    monkeypatch.setattr(Figure, 'savefig', savefig)
+    "Pictures that runs leave have a single pixel, also those of `processes`. Notebooks draw them."
+    monkeypatch.setattr(Figure, 'savefig', processes.no_picture(Figure.savefig))
 
 
 @pytest.fixture(scope='session')

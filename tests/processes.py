@@ -2,17 +2,25 @@
 
 `run` and `start` do what `python -c CODE ARGUMENTS…` does, in a session of its own. With `at=NAME` it stops
 just before it puts a file whose name matches NAME in its place for the n-th time."""
-import atexit, fnmatch, functools, gc, itertools, json, os, signal, socket, subprocess, sys, tempfile
+import atexit, fnmatch, functools, gc, itertools, json, os, select, signal, socket, subprocess, sys, tempfile
 import threading, time, traceback
 from pathlib import Path
 from types import ModuleType
 
+def unix_socket(): return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
 @functools.cache
 def server():
-    "A socket to the process that forks; that ends when this one does."
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    "A socket to the process that forks. The workers of a test run share it; it ends with the last of them."
+    name, ours = f"\0forks of {os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}", unix_socket()
     env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent), 'OMP_NUM_THREADS': '1'}
-    subprocess.Popen([sys.executable, __file__], stdin=theirs, env=env)
+    with unix_socket() as theirs:
+        try: theirs.bind(name)
+        except OSError: pass                                                 # another worker's
+        else:
+            theirs.listen()
+            subprocess.Popen([sys.executable, __file__], stdin=theirs, env=env)
+    until(lambda: ours.connect_ex(name) == 0)
     return ours
 
 class Process:
@@ -71,6 +79,14 @@ def until(condition, process=None):
     if process: kill(process)
     raise AssertionError('nothing has happened')
 
+def no_picture(draw):
+    "`Figure.savefig` that leaves a single pixel in place of a picture in a file, and otherwise does `draw`."
+    from PIL import Image
+    def savefig(self, to, **kwargs):
+        if isinstance(to, Path): Image.new('RGB', (1, 1)).save(to, kwargs['format'])
+        else: draw(self, to, **kwargs)
+    return savefig
+
 
 # In the process that forks, and in its forks
 
@@ -107,20 +123,30 @@ def report(pid, to):
     os.write(to, f'{os.waitstatus_to_exitcode(status)}\n'.encode())
     os._exit(0)
 
-def serve(requests):
+def serve(listener):
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)                            # nobody waits for who reports
-    while (got := socket.recv_fds(requests, 2**17, 3))[0]:
-        text, (*fds, to), *_ = got
-        if not os.fork():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            if pid := os.fork(): report(pid, to)
-            os.close(to)
-            become(**json.loads(text), fds=fds)
-        for o in (*fds, to): os.close(o)
+    workers = [listener.accept()[0]]
+    while workers:
+        for o in select.select([listener, *workers], [], [])[0]:
+            if o is listener: workers.append(o.accept()[0])
+            elif (got := socket.recv_fds(o, 2**17, 3))[0]: fork(*got[:2], [listener, *workers])
+            else: workers.remove(o); o.close()
+
+def fork(text, fds, inherited):
+    *files, to = fds
+    if not os.fork():
+        for o in inherited: o.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if pid := os.fork(): report(pid, to)
+        os.close(to)
+        become(**json.loads(text), fds=files)
+    for o in fds: os.close(o)
 
 if __name__ == '__main__':
     import sklearn.datasets, matplotlib.backends.backend_agg  # noqa: F401
     import gnosis_nb.cli, gnosis_nb.experiment, gnosis_nb.generation  # noqa: F401
+    from matplotlib.figure import Figure
+    Figure.savefig = no_picture(Figure.savefig)
     gnosis_nb.cli.compose()                                                  # Hydra has found its plugins
     gc.freeze()                                                              # forks do not touch what is here
     serve(socket.socket(fileno=os.dup(0)))

@@ -62,7 +62,8 @@ def test_a_students_generator_is_found_by_trial_and_images(gans, batches, trial,
 def test_a_generator_that_does_not_fit_is_refused_where_it_is_pointed_at(gans, overrides, message):
     with pytest.raises(ConfigError, match=f'^density_model.ckpt_dir=image_generation: .* {message}'):
         distil(gans[0], *overrides, 'density_model.ckpt_dir=image_generation')
-    assert distil(gans[0], *overrides)[1][-1].startswith('generator: UNTRAINED')
+    small = [] if 'density_model=dcgan' in overrides else SNGAN              # the paper's takes ten seconds
+    assert distil(gans[0], *overrides, *small)[1][-1].startswith('generator: UNTRAINED')
 
 def test_damaged_files_and_generators_that_have_hardly_begun_are_left_out(gans, tmp_path):
     shutil.copytree(gans[0]/'image_generation', tmp_path/'image_generation')

@@ -32,7 +32,7 @@ def test_python_example_gives_the_table_below_it(tmp_path):
 def test_command_writes_the_table_and_what_the_text_says(tmp_path):
     command, *settings = shlex.split(example('', 'teacher.independent=true').replace('\\\n', ' '))
     assert command == 'gnosis-image-classification'
-    shorter = ['dataset.size=8', 'trainer.num_epochs=2', 'teacher.trainer.num_epochs=2']
+    shorter = ['dataset.size=8', 'trainer.num_epochs=1', 'teacher.trainer.num_epochs=1']
     out = script('image_classification', *settings, *shorter, cwd=tmp_path)
     assert out.returncode == 0, out.stderr[-2000:]
     found, = tmp_path.glob('demo/**/fidelity.csv')

@@ -6,7 +6,7 @@
 __all__ = ['PlannedLoader', 'BatchLoader', 'ImageLoader', 'send', 'show_images', 'image_dls']
 
 # %% ../../nbs/26_data.loaders.ipynb #4e410b1b
-import gc, inspect, os
+import gc, inspect, os, weakref
 from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
@@ -205,6 +205,7 @@ class ImageLoader(BatchLoader):
             self.decode, self.rest = self.rest[0].at_size(data.size), self.rest[1:]
         self.repeats = self.repeats and not (self.window.ops or self.rest or self.decode)
         in_memory, self.stream_seed = not isinstance(data, ImageFiles), 0
+        self._stream = None
         self.can_draw = in_memory and all(isinstance(o, Transform) for o in self.rest)
         self.to(self.device)
 
@@ -216,6 +217,7 @@ class ImageLoader(BatchLoader):
         "Make later batches on `device`, and keep the images there."
         self.device = device
         self.targets, self._tiles = self.dataset.targets.to(device), {}
+        if self._stream is not None: _end_workers(self._stream)
         self._padded = self._stream = None
         return self
 
@@ -334,6 +336,11 @@ def _leave_to_parent(worker):
     iterators of other loaders would complain here."""
     gc.freeze()
 
+def _end_workers(stream):
+    """End the workers of a torch DataLoader. Left to itself it would wait five seconds for each of them:
+    when a cycle is collected (a fastai DataLoader is in one), the queues of its workers are closed first."""
+    if stream._iterator is not None: stream._iterator._shutdown_workers()
+
 @patch
 def _torch_loader(self:ImageLoader, workers):
     return torch.utils.data.DataLoader(
@@ -347,8 +354,10 @@ def _read(self:ImageLoader, idxs, workers, skip):
     "Decoded batches, uint8 [batch, C, H, W], of these rows."
     if not skip: self.stream_seed = int(torch.randint(2**62, (1,), generator=self.generator))
     seed = self.stream_seed + sum(map(len, idxs[:skip]))
-    if workers == 0: stream = self._torch_loader(0)
-    else: stream = self._stream = self._stream or self._torch_loader(workers)  # kept for the next epoch
+    if workers and self._stream is None:  # kept for the next epoch, until this loader is collected
+        self._stream = self._torch_loader(workers)
+        weakref.finalize(self, _end_workers, self._stream).atexit = False
+    stream = self._stream if workers else self._torch_loader(0)
     stream.batch_sampler.idxs, stream.batch_sampler.seed = idxs[skip:], seed
     return iter(stream)
 

@@ -67,7 +67,7 @@ def _load_real(
     cfg:ImageGeneration, # settings
 )->_RealImages:
     "The images of `dataset.subsample.split`. Raises `ConfigError` for a part without images."
-    source, sub, size = load_sets(load_vision, cfg.dataset), cfg.dataset.subsample, cfg.density_model.size
+    source, sub, size = load_sets(load_vision, cfg.dataset), cfg.dataset.subsample, cfg.density_model.pixels
     half = split_dataset(len(source.train), sub.ratio, sub.seed)[sub.split]
     part = source.train.subset(half).cut_by('subsample.ratio', len(source.train))
     check_part(f'dataset.subsample.split={sub.split}', part)

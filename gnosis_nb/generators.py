@@ -23,7 +23,7 @@ def gan_networks(
 )->tuple: # generator, discriminator
     "Both networks of `density_model`, freshly initialised."
     model = cfg.density_model
-    with blame('density_model'): return build_gan(model.name, channels, model.size, seed, **model.options())
+    with blame('density_model'): return build_gan(model.name, channels, model.pixels, seed, **model.options())
 
 # %% ../nbs/55_generators.ipynb #13324e7a
 def generator_facts(
@@ -37,7 +37,7 @@ def _misfit(info, cfg, sets):
     "Why this generator is not for these settings, in words; None if it is."
     model, facts, spec = cfg.density_model, info.get('facts', {}), info.get('spec', {})
     if spec and spec['name'] != model.name: return f"is a {spec['name']}, density_model={model.name}"
-    if spec and spec['size'] != model.size:
+    if spec and model.size and spec['size'] != model.size:
         return f"makes images of {spec['size']} pixels, density_model.size={model.size}"
     wanted = generator_facts(cfg, sets)
     if cfg.trainer.eval_dataset != 'test': wanted.pop('images')              # it has also seen those held out

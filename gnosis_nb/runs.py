@@ -75,6 +75,7 @@ _FORMER_VALUES = {
     'teacher.schedule': None,
     'teacher.trainer.keep_epochs': [],
     'features.name': 'none',
+    'density_model.size': None,
 }
 
 def _counts(name, value):

@@ -369,14 +369,17 @@ class DensityModel(Group):
     ckpt_dir:str | None
     ckpt_path:str | None
 
+    @property
+    def pixels(self): return self.size or 32                                 # of images that are learnt
+
 @dataclass(frozen=True)
 class SNGANSettings(DensityModel):
-    "SN-GAN, which makes images of 32 pixels."
+    "SN-GAN."
     name:Literal['sngan']
+    size:Literal[8, 16, 32] | None
     z_dim:Count
     generator:SNGANWidth
     discriminator:SNGANWidth
-    size = 32                                                                # pixels; no setting
 
     def options(self): # -> arguments of the two networks
         return dict(z_dim=self.z_dim, generator_k=self.generator.k, discriminator_k=self.discriminator.k)

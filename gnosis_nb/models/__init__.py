@@ -136,19 +136,19 @@ def build_classifier(
 
 # %% ../../nbs/17_models.ipynb #f411fd2e
 def _sngan(img_channels, size, z_dim=128, generator_k=256, discriminator_k=128):
-    generator = SNGANGenerator(z_dim, img_channels, generator_k)
+    generator = SNGANGenerator(z_dim, img_channels, generator_k, size)
     return generator, SNGANDiscriminator(img_channels, discriminator_k)
 
 def _dcgan(img_channels, size, nz=100, ngf=64, ndf=64):
     generator = DCGANGenerator(img_channels, nz, ngf, size)
     return generator, DCGANDiscriminator(size, img_channels, ndf)
 
-_GANS = dict(sngan=(_sngan, (32,)), dcgan=(_dcgan, (32, 64))) # name -> builder, pixels
+_GANS = dict(sngan=(_sngan, (8, 16, 32)), dcgan=(_dcgan, (32, 64))) # name -> builder, pixels
 
 def build_gan(
     name:str, # 'sngan' or 'dcgan'
     img_channels:int=3, # image channels
-    size:int=32, # height and width of the images in pixels: 32, for DCGAN also 64
+    size:int=32, # height and width of the images in pixels: 8, 16 or 32, for DCGAN 32 or 64
     seed:int|None=None, # weights are drawn from this seed, on the CPU; None: from the global generator
     **options, # 'sngan': z_dim, generator_k, discriminator_k; 'dcgan': nz, ngf, ndf; None: the default
 ) -> tuple: # generator and discriminator

@@ -43,17 +43,18 @@ def noise_like(
 class SNGANGenerator(nn.Module):
     """Residual SN-GAN generator. (Miyato et al. 2018)
 
-    Noise `[n, z_dim]` to images `[n, img_channels, 32, 32]` in [-1, 1]."""
+    Noise `[n, z_dim]` to images `[n, img_channels, size, size]` in [-1, 1]."""
     def __init__(self,
         z_dim:int=128, # dimension of the noise
         img_channels:int=3, # image channels
         k:int=256, # filters of every stage
+        size:int=32, # pixels on a side: four doubled once, twice or three times
     ):
         super().__init__()
         self.z_dim = z_dim
         self.model = nn.Sequential(
             _xavier(nn.Linear(z_dim, k*4*4)), nn.Unflatten(1, (k, 4, 4)),
-            _UpBlock(k), _UpBlock(k), _UpBlock(k),
+            *(_UpBlock(k) for _ in range({8: 1, 16: 2, 32: 3}[size])),
             nn.BatchNorm2d(k), nn.ReLU(), _xavier(nn.Conv2d(k, img_channels, 3, padding=1)), nn.Tanh())
 
     def forward(self, z): return self.model(z)
@@ -61,7 +62,7 @@ class SNGANGenerator(nn.Module):
     def sample(self,
         n:int, # number of images
         generator:torch.Generator|None=None, # source of the noise, on any device; None: the global one
-    ) -> torch.Tensor: # images `[n, img_channels, 32, 32]` in [-1, 1]
+    ) -> torch.Tensor: # images `[n, img_channels, size, size]` in [-1, 1]
         "Images of fresh Gaussian noise, on the model's device and in its present mode."
         return self(noise_like(self.model[0].weight, n, self.z_dim, generator))
 
@@ -95,7 +96,7 @@ class _DownBlock(nn.Module):
 class SNGANDiscriminator(nn.Module):
     """Residual SN-GAN discriminator. (Miyato et al. 2018)
 
-    Images `[n, img_channels, 32, 32]` in [-1, 1] to unbounded scores `[n, 1]`."""
+    Images `[n, img_channels, size, size]` in [-1, 1], `size` at least 4, to unbounded scores `[n, 1]`."""
     def __init__(self,
         img_channels:int=3, # image channels
         k:int=128, # filters of every stage

@@ -92,7 +92,7 @@ def _student_cost(cfg):
 
 def _generator_cost(cfg):
     "The same, without the scores of the samples."
-    trainer, (total, channels, _, _), size = cfg.trainer, _training_set(cfg), cfg.density_model.size
+    trainer, (total, channels, _, _), size = cfg.trainer, _training_set(cfg), cfg.density_model.pixels
     generator, discriminator = gan_networks(cfg, channels, seed=0)
     g = _count_flops(generator, torch.zeros(1, generator.z_dim))
     d = _count_flops(discriminator, torch.zeros(1, channels, size, size))

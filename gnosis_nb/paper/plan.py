@@ -29,7 +29,7 @@ from ..data.zoo import STATISTICS, load_vision
 from ..generators import gan_networks
 from ..learner import teacher_learner
 from ..models import build_classifier
-from .claims import CLAIMS, check_claims
+from .claims import CLAIMS, check_claims, setting_of, settings_needed
 from .reproduce import figure, figure_parser, keep_figure
 from .sweeps import (
     OF_ALL, SWEEPS, command_of, done_runs, override_key, pool_key, run_here, settings_row,
@@ -217,14 +217,6 @@ def sweep_rows(
 _MEASURED = ('accuracy', 'nll', 'ece', 'agreement', 'kl', 'teacher_accuracy', 'teacher_nll', 'teacher_ece',
              'member_accuracy', 'train_agreement', 'independent_agreement', 'cka_0', 'cka_1', 'cka_2')
 
-def _probe(rows):
-    "A table for `Claim.effect`: trial 0 has zeros; in 2i - 1 the i-th row is raised, in 2i lowered."
-    settings = [{**settings_row(o.first.settings), 'sweep': ' '.join(o.presets)} for o in rows]
-    table = pd.concat([pd.DataFrame(settings).assign(trial=t, number=range(1, len(rows) + 1))
-                       for t in range(2*len(rows) + 1)], ignore_index=True)
-    sign = (table.trial == 2*table.number - 1)*1. - (table.trial == 2*table.number)
-    return table.assign(**{k: sign*(1 + i) for i, k in enumerate(_MEASURED)})
-
 def needed_rows(
     rows:dict, # of `sweep_rows`
     scale:str, # of `SCALES`; claims with a threshold are judged at the paper's only
@@ -235,12 +227,11 @@ def needed_rows(
         mine = {k: o for k, o in rows.items() if name in o.figures}
         claims = [o for o in CLAIMS if o.figure == name and not (o.absolute and scale != 'paper')]
         if not mine or not claims: continue
-        table, keys = _probe([*mine.values()]), [*mine]
-        for claim in claims:
-            effect = claim.effect(table).dropna()
-            if 0 not in effect: continue                                     # not measured by these rows
-            moved = effect.index[(effect - effect[0]).abs() > 1e-9]
-            out[name, claim.sentence] = frozenset(keys[(t - 1)//2] for t in moved)
+        settings = [{**settings_row(o.first.settings), 'sweep': ' '.join(o.presets)} for o in mine.values()]
+        table = pd.DataFrame(settings).assign(trial=0, **dict.fromkeys(_MEASURED, 0.))
+        keys = dict(zip(setting_of(table), mine))
+        needed = {o.sentence: settings_needed(o, table) for o in claims}
+        out.update({(name, k): frozenset(keys[o] for o in v) for k, v in needed.items() if v})
     return out
 
 # %% ../../nbs/64a_paper.plan.ipynb #0ab62de6

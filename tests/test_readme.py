@@ -8,6 +8,8 @@ import pytest
 
 import processes
 from experiments import script
+from gnosis_nb.paper.plan import MAIN
+from gnosis_nb.paper.verdicts import all_verdicts
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT/'README.md').read_text(encoding='utf-8')
@@ -43,3 +45,27 @@ def test_command_writes_the_table_and_what_the_text_says(tmp_path):
     expected = {'fidelity_statistics.csv', 'student_train_metrics.csv', 'student.safetensors', 'config.yaml',
         'fidelity.png'}
     assert expected <= files
+
+
+# What holds
+
+@pytest.fixture(scope='module')
+def verdicts():
+    "A row for each claim, at the largest scale that there is."
+    table = all_verdicts(ROOT/'nbs/figures/results').drop_duplicates(['figure', 'claim'])
+    return table.set_index(['figure', 'claim'])
+
+@pytest.mark.parametrize('claim', MAIN, ids=' '.join)
+def test_claims_are_those_of_the_results(verdicts, claim):
+    o = verdicts.loc[claim]
+    digits, unit = (2, ' nats') if o.unit == 'nats' else (1, '')
+    effect, low, high = (f'{x:.{digits}f}'.replace('-', '−') for x in (o.effect, o.low, o.high))
+    number = claim[0].removeprefix('fig').lstrip('0')
+    assert re.search(rf'^\| .*\(Fig {number}\) \| {effect}{unit} \({low} to {high}\) \| {o.verdict} \|$',
+                     README, flags=re.M), f'{effect}{unit} ({low} to {high}) | {o.verdict}'
+
+def test_verdicts_are_counted(verdicts):
+    n = verdicts.verdict.value_counts()
+    total = n.sum() - n['not measured']
+    assert (f"Of {total} claims, {n['holds']} hold there, {n['fails']} fail, {n['undecided']} are undecided "
+            f"and {n['not comparable']} are not comparable") in ' '.join(README.split())

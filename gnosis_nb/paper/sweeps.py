@@ -254,7 +254,7 @@ def run_here(
 
 # %% ../../nbs/62_paper.sweeps.ipynb #8252629f
 # settings of runs that concern the generator of their images, too
-OF_ALL = ('device', 'hydra', 'dataset.root_dir', 'dataset.download')
+OF_ALL = ('device', 'hydra', 'dataset')
 
 def wants_generator(
     cfg:Settings, # of a run

@@ -288,6 +288,9 @@ def _run_chapter(name, folder):
     nb = nbformat.read(path, 4)
     NotebookClient(nb, timeout=600, resources={'metadata': {'path': str(path.parent)}}).execute()
     nb.metadata.pop('widgets', None)                                         # as large as all pictures
+    for cell in nb.cells: # of a widget nothing is left without its kernel
+        if cell.cell_type != 'code': continue
+        cell.outputs = [o for o in cell.outputs if not any('widget' in kind for kind in o.get('data', {}))]
     nbformat.write(nb, path)
 
 def figure(

@@ -18,7 +18,7 @@ from .trials import interval, repeated_interval
 # %% ../../nbs/61_paper.claims.ipynb #7a8163fd
 def verdict(
     values, # a number for each trial, positive where the claim holds
-    scale:str, # 'paper', 'small' or 'smoke'
+    scale:str, # 'paper', 'medium', 'small' or 'smoke'
     margin:float|None=None, # of a claim that two things are the same
     absolute:bool=False, # is it about a threshold at the paper's scale?
     looks:bool=False, # were trials added until it was decided, as chapter `trials` has it?

@@ -81,6 +81,8 @@ class Contender:
         try: return self.pipe.recv()
         except (EOFError, OSError): self.fail()
 
+    def ends_within(self, seconds): return self.pipe.poll(max(0, seconds))
+
     def round(self):
         self.begin()
         return self.end()
@@ -102,12 +104,25 @@ def live(pipe, make, args):
     except EOFError: pass  # the parent is gone
 
 
+def warm_up(contenders, patience):
+    "Those that are done with a first round within `patience` seconds; the others are ended, and named."
+    begun, ready = time.monotonic(), []
+    for o in contenders: o.begin()  # all at once: nothing is timed yet
+    for o in contenders:
+        if o.ends_within(begun + patience - time.monotonic()):
+            o.end()
+            ready.append(o)
+        else:
+            o.process.kill()
+            print(f'{o.name}: left out, it was not warm after {patience:g} s', flush=True)
+    if not ready: sys.exit(f'--patience {patience:g}: expected more, no contender was warm by then')
+    return ready
+
 def run_rounds(args, makers):
     "Name -> (values of the rounds, peak memory in GB), of contenders that take turns."
     contenders = [Contender(name, make, args) for name, make in makers.items()]
     try:
-        for o in contenders: o.begin()  # all at once: nothing is timed yet
-        for o in contenders: o.end()
+        contenders = warm_up(contenders, args.patience)
         rounds = [[o.round() for o in contenders] for _ in range(args.rounds)]
     finally:
         for o in contenders: o.stop()
@@ -125,13 +140,15 @@ def contest(
     results, is_rate = run_rounds(args, makers), unit.endswith('/s')
     speeds = {k: v if is_rate else [1 / o for o in v] for k, (v, _) in results.items()}
     def ratio(a, b): return statistics.median(x / y for x, y in zip(speeds[a], speeds[b]))
-    first, rows = next(iter(makers)), {}
+    first, rows = next(iter(results)), {}
     for k, (v, gb) in results.items():
         spread = dict(median=statistics.median(v), min=min(v), max=max(v))
         rows[k] = dict(spread, speed=ratio(k, first), gb=gb, rounds=v)
     print_table(title, rows, unit, ',.0f' if is_rate else ',.4g')
     ratios = {}
     for label, above, belows in compare:
+        belows = [o for o in belows if o in speeds]
+        if above not in speeds or not belows: continue
         best = max(belows, key=lambda o: statistics.median(speeds[o]))
         ratios[label] = dict(above=above, below=best, ratio=ratio(above, best))
         print(f"{label}: {ratios[label]['ratio']:.2f} ({above} / {best})")
@@ -934,6 +951,7 @@ def parse_args():
     add('--rounds', type=positive, default=5, help='rounds that count')
     add('--workers', type=positive, default=2, help="of the plain loop's DataLoader")
     add('--compile', action='store_true', help='compile the bare step, too (a minute)')
+    add('--patience', type=float, default=900., help='seconds in which a contender has to be warm')
     add('--json', type=Path, help='file for everything, each round included')
     args = parser.parse_args()
     batches, images = (200, 50_000) if args.device.type == 'cuda' else (10, 10_000)

@@ -66,7 +66,7 @@ REST = 'measures', 'landscape', 'resume', 'together', 'streamed', 'fastai_ways',
 
 def parts(simulate, out, data):
     "All parts, the most valuable first."
-    few, depths = ['--rounds', '3', '--workers', '8'], (20, 56, 8)
+    few, depths = '--rounds 3 --workers 8 --patience 100'.split(), (20, 56, 8)
     if simulate:
         few = '--rounds 1 --batches 2 --batch 8 --images 32 --workers 1'.split()
         depths = (8,)

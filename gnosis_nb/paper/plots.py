@@ -7,6 +7,7 @@ __all__ = ['FIGURES', 'LABELS', 'PALETTE', 'STYLE', 'Panel', 'Figure', 'series_l
            'save_figure', 'draw_thumbnail', 'tabulate', 'draw_basins', 'draw_answers', 'chooser']
 
 # %% ../../nbs/63_paper.plots.ipynb #8d3c3acc
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -115,6 +116,18 @@ STYLE = {
     'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 9,
     'legend.fontsize': 8, 'legend.frameon': False, 'lines.linewidth': 1.4,
     'pdf.fonttype': 42, 'svg.fonttype': 'none'}
+
+@contextmanager
+def _styled(size=9):
+    """Figures have our style within.
+
+    Matplotlib's `rc_context` puts back too much: that a notebook shows figures, if the first is made within."""
+    ours = {**STYLE, 'font.size': size}
+    before = {k: plt.rcParams[k] for k in ours}
+    plt.rcParams.update(ours)
+    try: yield
+    finally: plt.rcParams.update(before)
+
 _BESIDE = dict(teacher=('--', '_'), independent=(':', 'x'))                   # lines, markers of categories
 
 def _chosen(rows, panel):
@@ -280,7 +293,7 @@ def draw(
     rows = 2 if beside else -(-len(panels)//columns)
     wide, tall = (4.2, 3.) if any(p.x == 'policy' for p in panels) else (3.4, 2.4)
     size = (min(wide*columns, max(11, 2.3*columns)), tall*rows + .8)
-    with plt.rc_context(STYLE):
+    with _styled():
         fig, axs = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained',
                                 sharex='col' if beside else False)
         if beside:
@@ -309,7 +322,7 @@ def draw_thumbnail(
     "Agreement alone, or the first panel there is: a small picture without a legend."
     panels = _varied(r, FIGURES[r.figure].panels)
     panel = next((p for p in panels if p.metric == 'agreement'), panels[0])
-    with plt.rc_context({**STYLE, 'font.size': 7}):
+    with _styled(7):
         fig, ax = plt.subplots(figsize=(2.7, 1.9), layout='constrained')
         draw_panel(r, panel, ax, paper=not FIGURES[r.figure].beside)
         ax.set_title('')
@@ -350,7 +363,7 @@ def draw_basins(
     "A plane of weights for each λ, with the KL to the teacher on logarithmic levels."
     lams = sorted(surfaces.lam.unique())
     limits = max(surfaces.kl.min(), .002), surfaces.kl.max()
-    with plt.rc_context(STYLE):
+    with _styled():
         size = (3.7*len(lams), 3.2)
         fig, axs = plt.subplots(1, len(lams), figsize=size, squeeze=False, layout='constrained')
         for ax, lam in zip(axs.flat, lams):
@@ -371,7 +384,7 @@ def draw_answers(
     answers = answers[answers.image == image]
     depths, kinds = list(answers.depth.unique()), list(dict.fromkeys(zip(answers.data, answers.tau)))
     size = (3.4*len(kinds), 1.6*len(depths) + .6)
-    with plt.rc_context(STYLE):
+    with _styled():
         fig, axs = plt.subplots(len(depths), len(kinds), figsize=size, squeeze=False, layout='constrained',
                                 sharex=True, sharey=True)
         for i, depth in enumerate(depths):
@@ -410,7 +423,7 @@ def chooser(
     def show(scale, metric, only):
         r, part = kept[scale], rows_with(kept[scale].rows, **{first.x: list(only)})
         panel = Panel(metric, first.x, first.series, first.where, metric in ('accuracy', 'nll', 'ece'))
-        with plt.rc_context(STYLE):
+        with _styled():
             fig, ax = plt.subplots(figsize=(5, 3.4), layout='constrained')
             paper = not FIGURES[name].beside and len(only) == len(conditions)
             draw_panel(Results(name, scale, part, r.facts), panel, ax, paper)

@@ -57,13 +57,16 @@ def paper_effect(
 def all_verdicts(
     folder:str|Path='results', # of `save_results`
 )->pd.DataFrame: # columns figure, claim, unit, paper, scale, effect, low, high, trials, verdict, command
-    "A row for each claim and each scale with results; one with the verdict 'not measured' if there is none."
+    """A row for each claim and each scale that says something of it, the largest scale first.
+
+    A claim of which no scale says anything has one with the verdict 'not measured'."""
     out, order = [], {(o.figure, o.sentence): i for i, o in enumerate(CLAIMS)}
     papers = {(o.figure, o.sentence): paper_effect(o) for o in CLAIMS}
     for name in SWEEPS:
         for scale in SCALES:
             if scale == 'smoke' or (r := load_results(name, scale, folder)) is None: continue
-            out.append(check_claims(r).assign(figure=name, scale=scale, command=r.facts['command']))
+            found = check_claims(r).assign(figure=name, scale=scale, command=r.facts['command'])
+            out.append(found[found.verdict != 'not measured'] if len(found) else found)
     table = pd.concat([o for o in out if 'claim' in o], ignore_index=True) if out else pd.DataFrame()
     seen = set(zip(table.figure, table.claim)) if len(table) else set()
     nothing = dict(trials=0, scale='', verdict='not measured')

@@ -28,7 +28,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=[*find_packages(include=["gnosis_nb", "gnosis_nb.*"]), "hydra_plugins"],  # shared with others
-    package_data={"gnosis_nb": ["config/**/*.yaml", "config/*.yaml", "paper/*.csv"]},
+    package_data={"gnosis_nb": ["config/**/*.yaml", "config/*.yaml", "entries/*.yaml", "paper/*.csv"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in EXTRAS},

@@ -12,7 +12,6 @@ import weed
 from experiments import SMALL, TEACHERS, small
 from faulty import Proxy
 from matplotlib.figure import Figure
-from moto.server import ThreadedMotoServer
 
 from gnosis_nb import distill, experiment, teachers
 from gnosis_nb.data import blocks
@@ -40,7 +39,7 @@ def no_pictures(monkeypatch):
 
 @pytest.fixture(scope='session')
 def server():
-    server = ThreadedMotoServer('127.0.0.1', 0, verbose=False)
+    server = pytest.importorskip('moto.server').ThreadedMotoServer('127.0.0.1', 0, verbose=False)
     server.start()
     yield server.get_host_and_port()[1]
     server.stop()

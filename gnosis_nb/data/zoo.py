@@ -94,7 +94,8 @@ def _cifar(cls, name, what, root, download, home=None):
     try: parts = {part: cls(home, train=part == 'train', download=download) for part in ('train', 'test')}
     except READ_ERRORS as e:
         found = (root/'train').is_dir()
-        hint = f" (the images in {root}/train are for source image_folder)" if found else ''
+        hint = f', or PNG files as {root}/train/<class>/*.png and {root}/test/<class>/*.png'
+        if found: hint += f" (the images in {root}/train are for source image_folder)"
         raise missing_data(what, first, places, cls.url, download, e, hint) from e
     def as_data(part, d):
         pixels = torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous()

@@ -6,7 +6,7 @@
 __all__ = ['ENTRIES', 'BASELINE', 'TRACKS', 'MEASURES', 'Entry', 'read_entry', 'read_entries', 'Track', 'entry_jobs', 'entry_row',
            'leaderboard_rows', 'standings', 'keep_rows', 'run_entries', 'leaderboard_command']
 
-# %% ../nbs/66_leaderboard.ipynb #9ef653c2
+# %% ../nbs/66_leaderboard.ipynb #db3e8793
 import argparse, json, sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +27,7 @@ from .reproducible import pick_device
 from .run_folder import RunLocked
 from .settings import ConfigError
 
-# %% ../nbs/66_leaderboard.ipynb #e267d42c
+# %% ../nbs/66_leaderboard.ipynb #23953353
 ENTRIES = Path(__file__).parent/'entries' if '__file__' in globals() else Path('../gnosis_nb/entries')
 BASELINE = 'baseline'   # the entry that all others are compared with
 _FIXED = ('dataset', 'classifier', 'scale', 'experiment', 'trial_id', 'seed', 'data_dir', 'device', 'force',
@@ -74,7 +74,7 @@ def read_entries(
     files = sorted(Path(folder).glob('*.yaml'), key=lambda o: (o.stem != BASELINE, o.stem))
     return {o.stem: read_entry(o) for o in files}
 
-# %% ../nbs/66_leaderboard.ipynb #5bf479b2
+# %% ../nbs/66_leaderboard.ipynb #ddb6e549
 @dataclass
 class Track:
     "What all entries share."
@@ -90,7 +90,8 @@ TRACKS = dict(
         ['dataset=cifar10', 'dataset.shrink={train: 10000}', 'classifier=resnet_cifar', 'classifier.depth=20',
          'augmentation.normalization=imagenet', 'teacher.depth=56',
          'teacher.weights=resnet56-4bfd9763.th', 'trainer.num_epochs=20', *_ONE], 'small'),
-    smoke=Track('digits, one epoch', ['+experiment=smoke/fig10', *_ONE], 'smoke'))
+    smoke=Track('600 digits, one epoch',
+        ['+experiment=smoke/fig10', 'dataset.shrink.train=600', *_ONE], 'smoke'))
 
 def entry_jobs(
     entry:Entry, # of `read_entries`
@@ -111,7 +112,7 @@ def entry_jobs(
         jobs.append(Job(entry.name, given, replace(cfg, device=str(pick_device(cfg.device)))))
     return jobs
 
-# %% ../nbs/66_leaderboard.ipynb #a13121b8
+# %% ../nbs/66_leaderboard.ipynb #ef82d652
 MEASURES = dict(        # columns of a row: names in `fidelity_statistics.csv`
     agreement='agreement', kl='kl', accuracy='student_accuracy', ece='student_ece',
     exaggeration='exaggeration_robust', asymmetry='asymmetry', capa='capa')
@@ -150,7 +151,7 @@ def leaderboard_rows(
     other = other[['trial', 'independent_agreement', 'independent_kl']].assign(entry=BASELINE)
     return table.merge(other, how='left', on=['entry', 'trial'])
 
-# %% ../nbs/66_leaderboard.ipynb #0e576708
+# %% ../nbs/66_leaderboard.ipynb #0f45b37a
 def standings(
     rows:pd.DataFrame, # of `leaderboard_rows`
     entries:dict|None=None, # of `read_entries`, for what they are
@@ -173,7 +174,7 @@ def standings(
             gain=interval(base.independent_agreement - base.agreement)[0], verdict='for comparison'))
     return pd.DataFrame(out).sort_values('agreement', ascending=False, ignore_index=True)
 
-# %% ../nbs/66_leaderboard.ipynb #6004f530
+# %% ../nbs/66_leaderboard.ipynb #a8f24ca6
 def keep_rows(
     rows:pd.DataFrame, # of `leaderboard_rows`
     track:str, # a key of `TRACKS`
@@ -234,7 +235,7 @@ def run_entries(
     if failed: raise ConfigError(f"{', '.join(failed)}: failed, see above; the same command tries again")
     return rows
 
-# %% ../nbs/66_leaderboard.ipynb #56fd1a97
+# %% ../nbs/66_leaderboard.ipynb #d7e8bcec
 def leaderboard_command(
     args=None, # of the command line; None: those of this process
 ):

@@ -121,7 +121,7 @@ STYLE = {
 def _styled(size=9):
     """Figures have our style within.
 
-    Matplotlib's `rc_context` puts back too much: that a notebook shows figures, if the first is made within."""
+    Matplotlib's `rc_context` puts back too much: also that a notebook shows figures."""
     ours = {**STYLE, 'font.size': size}
     before = {k: plt.rcParams[k] for k in ours}
     plt.rcParams.update(ours)

@@ -18,7 +18,8 @@ from scipy.optimize import least_squares
 from .cli import compose_sweep
 from .leaderboard import (
     BASELINE, TRACKS, entry_jobs, entry_row, keep_rows, read_entries, run_entries)
-from .paper.sweeps import Job, done_runs, override_key, run_here, run_state
+from .paper.sweeps import (
+    Job, done_runs, override_key, run_here, run_state, take_settings)
 from .progress import with_progress
 from .reproducible import pick_device
 from .run_folder import RunLocked
@@ -185,9 +186,7 @@ def law_command(
         f"several values separated by commas; track={'|'.join(TRACKS)}; trials=3; device=cuda"))
     p.add_argument('--results', metavar='FOLDER', help="of the table (default: 'law' below data_dir)")
     a = p.parse_intermixed_args(args)
-    own = dict(track='small', trials='3')
-    own.update(o.split('=', 1) for o in a.given if override_key(o) in own)
-    rest = [o for o in a.given if override_key(o) not in own]
+    own, rest = take_settings(a.given, track='small', trials='3')
     try:
         if not own['trials'].isdecimal(): raise ValueError(f"trials={own['trials']}: expected a number > 0")
         rows = run_grid(rest, own['track'], int(own['trials']), a.results, partial(print, flush=True))

@@ -20,7 +20,7 @@ from .cli import compose
 from .files import write_atomic
 from .paper.sweeps import (
     OF_ALL, Job, add_independent, collect, done_runs, override_key, run_here, run_state,
-    shown_images, teacher_jobs, train, wants_generator)
+    shown_images, take_settings, teacher_jobs, train, wants_generator)
 from .paper.trials import interval
 from .provenance import packages_digest
 from .reproducible import pick_device
@@ -247,10 +247,8 @@ def leaderboard_command(
     p.add_argument('--only', nargs='+', metavar='NAME', help='these entries, beside the baseline')
     p.add_argument('--results', metavar='FOLDER', help="of the table (default: 'leaderboard' below data_dir)")
     a = p.parse_intermixed_args(args)
-    own = dict(track='small', trials='5')
-    files, settings = [o for o in a.given if '=' not in o], [o for o in a.given if '=' in o]
-    own.update(o.split('=', 1) for o in settings if override_key(o) in own)
-    rest = [o for o in settings if override_key(o) not in own]
+    files = [o for o in a.given if '=' not in o]
+    own, rest = take_settings([o for o in a.given if '=' in o], track='small', trials='5')
     try:
         if not own['trials'].isdecimal(): raise ValueError(f"trials={own['trials']}: expected a number > 0")
         entries = {**read_entries(), **{o.name: o for o in map(read_entry, files)}}

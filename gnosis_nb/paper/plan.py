@@ -33,7 +33,7 @@ from .claims import CLAIMS, check_claims, setting_of, settings_needed
 from .reproduce import figure, figure_parser, keep_figure
 from .sweeps import (
     OF_ALL, SWEEPS, command_of, done_runs, override_key, pool_key, run_here, settings_row,
-    shown_images, sweep_jobs, teacher_jobs, teacher_pools, wants_generator)
+    shown_images, sweep_jobs, take_settings, teacher_jobs, teacher_pools, wants_generator)
 from ..reproducible import pick_device
 from ..run_folder import RunLocked
 from ..settings import ConfigError, network_options, teacher_recipe
@@ -462,10 +462,8 @@ def run_plan(
 # %% ../../nbs/64a_paper.plan.ipynb #a57b52d1
 def _split_arguments(given):
     "Names of figures, minutes, scale, and overrides of the runs."
-    names, pairs = [o for o in given if '=' not in o], [o for o in given if '=' in o]
-    own = {k: None for k in ('minutes', 'scale')}
-    own.update(o.split('=', 1) for o in pairs if override_key(o) in own)
-    return names, own['minutes'], own['scale'], [o for o in pairs if override_key(o) not in own]
+    own, rest = take_settings([o for o in given if '=' in o], minutes=None, scale=None)
+    return [o for o in given if '=' not in o], own['minutes'], own['scale'], rest
 
 def _positive(name, text):
     try: value = float(text)

@@ -26,8 +26,8 @@ from .claims import check_claims, undecided_settings
 from .plots import FIGURES, draw, draw_answers, draw_basins, save_figure
 from gnosis_nb.paper.sweeps import (
     SCALES, Results, command_of, done_runs, ensemble_logits, evaluation_batches, load_results,
-    override_key, result_row, results, run_here, run_state, save_results, settings_row,
-    sweep_jobs, train)
+    result_row, results, run_here, run_state, save_results, settings_row, sweep_jobs,
+    take_settings, train)
 from .trials import LOOKS
 from ..provenance import compare_provenance, installed_packages
 from ..run_folder import RunLocked
@@ -299,9 +299,7 @@ def figure(
     "`gnosis-figure fig03 scale=small`: a figure of the paper from nothing, or from the runs that are there."
     parser = figure_parser()
     a = parser.parse_intermixed_args(args)                                  # overrides after options, too
-    own = dict(scale='small', data_dir=None)
-    own.update(o.split('=', 1) for o in a.overrides if override_key(o) in own)
-    rest = [o for o in a.overrides if override_key(o) not in own]
+    own, rest = take_settings(a.overrides, scale='small', data_dir=None)
     folder = a.results or (_KEPT if a.keep or a.verify else None)
     try:
         if a.name not in FIGURES:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SWEEPS', 'SCALES', 'POLICY_NAMES', 'OF_ALL', 'command_of', 'Job', 'sweep_jobs', 'shown_images', 'settings_row',
-           'result_row', 'run_state', 'done_runs', 'collect', 'override_key', 'pool_key', 'teacher_pools',
-           'teacher_jobs', 'run_here', 'wants_generator', 'train', 'evaluation_batches', 'ensemble_logits',
-           'add_independent', 'Results', 'results', 'save_results', 'load_results']
+           'result_row', 'run_state', 'done_runs', 'collect', 'override_key', 'take_settings', 'pool_key',
+           'teacher_pools', 'teacher_jobs', 'run_here', 'wants_generator', 'train', 'evaluation_batches',
+           'ensemble_logits', 'add_independent', 'Results', 'results', 'save_results', 'load_results']
 
 # %% ../../nbs/62_paper.sweeps.ipynb #4126059a
 import io, json, re, subprocess, sys, time
@@ -192,6 +192,14 @@ def override_key(
 )->str:
     "The setting or group that an override is about."
     return override.lstrip('+~').split('=')[0]
+
+def take_settings(
+    given, # as on the command line
+    **own, # what a command takes for itself, with defaults
+)->tuple: # values of `own`, as they are or as text, and what is left for the runs
+    "Part the settings of a command from those of its runs."
+    taken = {override_key(o): o.split('=', 1)[1] for o in given if override_key(o) in own}
+    return {**own, **taken}, [o for o in given if override_key(o) not in own]
 
 def pool_key(
     cfg:Classification, # settings of a run

@@ -21,7 +21,7 @@ from gnosis_nb.runs import run_identity
 from gnosis_nb.settings import as_dict
 
 TWO = ['teacher.num_components=2', 'dataset.subsample.ratio=0.5', 'dataset.shrink.train=300',
-       'dataset.shrink.test=300', 'teacher.trainer.batch_size=16']
+       'dataset.shrink.test=300', 'teacher.trainer.batch_size=16', 'trainer.precision=fp32']
 LONG = 'teacher.trainer.num_epochs=10'
 
 

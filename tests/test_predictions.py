@@ -16,7 +16,7 @@ from gnosis_nb.runs import find_runs
 IMAGES, TEXTS = 'image_classification', 'text_classification'
 both = pytest.mark.parametrize('command', [IMAGES, TEXTS])
 KEPT = 'predictions_*.safetensors'
-SHORT_TEACHERS = ['trainer.num_epochs=1', 'teacher.trainer.num_epochs=1']
+SHORT_TEACHERS = ['trainer.num_epochs=1', 'teacher.trainer.num_epochs=1', 'trainer.precision=fp32']
 MUCH = {  # evaluation batches of texts are out of order
     IMAGES: ['dataset.subsample.ratio=0.5', 'distill_loader.splits=[1]'],
     TEXTS: ['dataloader.bucket=true', 'distill_loader.splits=[0]']}

@@ -17,9 +17,9 @@ from scipy.optimize import least_squares
 
 from .cli import compose_sweep
 from .leaderboard import (
-    BASELINE, TRACKS, entry_jobs, entry_row, keep_rows, read_entries, run_entries)
+    BASELINE, TRACKS, entry_jobs, entry_row, keep_rows, read_entries, run_entries, track_settings)
 from .paper.sweeps import (
-    Job, done_runs, override_key, run_here, run_state, take_settings)
+    Job, done_runs, override_key, run_here, run_state)
 from .progress import with_progress
 from .reproducible import pick_device
 from .run_folder import RunLocked
@@ -186,10 +186,9 @@ def law_command(
         f"several values separated by commas; track={'|'.join(TRACKS)}; trials=3; device=cuda"))
     p.add_argument('--results', metavar='FOLDER', help="of the table (default: 'law' below data_dir)")
     a = p.parse_intermixed_args(args)
-    own, rest = take_settings(a.given, track='small', trials='3')
     try:
-        if not own['trials'].isdecimal(): raise ValueError(f"trials={own['trials']}: expected a number > 0")
-        rows = run_grid(rest, own['track'], int(own['trials']), a.results, partial(print, flush=True))
+        track, trials, rest = track_settings(a.given, 3)
+        rows = run_grid(rest, track, trials, a.results, partial(print, flush=True))
         factors = [k for k in ('images', 'epochs') if rows[k].nunique() > 2]
         if not factors: return print(rows.round(3).to_string(index=False))
         for floor in (True, False): print(fit_law(rows, factors, floor=floor))

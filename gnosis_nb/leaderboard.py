@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENTRIES', 'BASELINE', 'TRACKS', 'MEASURES', 'Entry', 'read_entry', 'read_entries', 'Track', 'entry_jobs', 'entry_row',
-           'leaderboard_rows', 'standings', 'keep_rows', 'run_entries', 'leaderboard_command']
+           'leaderboard_rows', 'standings', 'keep_rows', 'run_entries', 'track_settings', 'leaderboard_command']
 
 # %% ../nbs/66_leaderboard.ipynb #db3e8793
 import argparse, json, sys
@@ -100,8 +100,6 @@ def entry_jobs(
     overrides=(), # of all runs, as on the command line: device, data_dir, folder of the data
 )->list: # of `Job`, one a trial
     "The runs of an entry. Raises `ConfigError` for settings that a run does not know."
-    if track not in TRACKS: raise ValueError(f"track={track!r}: expected one of {', '.join(TRACKS)}")
-    if trials < 1: raise ValueError(f'trials={trials}: expected a number > 0')
     base, jobs = [*TRACKS[track].settings, *overrides], []
     epochs = max(1, round(entry.epochs*compose(base).trainer.num_epochs))
     for trial in range(trials):
@@ -236,6 +234,18 @@ def run_entries(
     return rows
 
 # %% ../nbs/66_leaderboard.ipynb #d7e8bcec
+def track_settings(
+    given, # settings as on the command line
+    trials:int, # where the user does not say how many
+)->tuple: # track, trials, and what is left for the runs
+    "Which track, and how many trials. Raises `ValueError` for others."
+    own, rest = take_settings(given, track='small', trials=str(trials))
+    if own['track'] not in TRACKS:
+        raise ValueError(f"track={own['track']}: expected one of {', '.join(TRACKS)}")
+    if not own['trials'].isdecimal() or not int(own['trials']):
+        raise ValueError(f"trials={own['trials']}: expected a number > 0")
+    return own['track'], int(own['trials']), rest
+
 def leaderboard_command(
     args=None, # of the command line; None: those of this process
 ):
@@ -244,20 +254,20 @@ def leaderboard_command(
         'Train students by many methods, with the same teachers, and rank them by fidelity.'))
     p.add_argument('given', nargs='*', metavar='FILE|SETTING', help=(
         f"files of further entries; track={'|'.join(TRACKS)}; trials=5; settings of all runs: device=cuda"))
-    p.add_argument('--only', nargs='+', metavar='NAME', help='these entries, beside the baseline')
+    p.add_argument('--only', metavar='NAME,NAME', help='these entries, beside the baseline')
     p.add_argument('--results', metavar='FOLDER', help="of the table (default: 'leaderboard' below data_dir)")
     a = p.parse_intermixed_args(args)
     files = [o for o in a.given if '=' not in o]
-    own, rest = take_settings([o for o in a.given if '=' in o], track='small', trials='5')
     try:
-        if not own['trials'].isdecimal(): raise ValueError(f"trials={own['trials']}: expected a number > 0")
+        track, trials, rest = track_settings([o for o in a.given if '=' in o], 5)
         entries = {**read_entries(), **{o.name: o for o in map(read_entry, files)}}
-        if odd := [o for o in a.only or [] if o not in entries]:
+        only = a.only.split(',') if a.only else []
+        if odd := [o for o in only if o not in entries]:
             raise ValueError(f"--only {odd[0]}: expected some of {', '.join(entries)}")
-        if a.only or files:
-            wanted = {BASELINE, *(a.only or []), *(Path(o).stem for o in files)}
+        if only or files:
+            wanted = {BASELINE, *only, *(Path(o).stem for o in files)}
             entries = {k: o for k, o in entries.items() if k in wanted}
         say = partial(print, flush=True)
-        rows = run_entries(entries, own['track'], int(own['trials']), rest, a.results, say)
+        rows = run_entries(entries, track, trials, rest, a.results, say)
         print(standings(rows, entries).drop(columns='what').round(3).to_string(index=False))
     except (ValueError, OSError, RunLocked) as e: sys.exit(f"error: {' '.join(str(e).split())}")

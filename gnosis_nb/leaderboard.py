@@ -139,12 +139,12 @@ def leaderboard_rows(
     jobs:list, # of `entry_jobs`, of all entries
     data_dir:str|Path, # where their runs are
 )->pd.DataFrame: # a row a run that is done
-    "The table of all runs; the baseline's has agreement and KL with the next trial's teacher as well."
+    "The table of all runs; the baseline's has agreement and KL with the next trial's teacher, too."
     done = done_runs(data_dir)
     found = [(o, done[o.identity]) for o in jobs if o.identity in done]
     table = pd.DataFrame([entry_row(o, path) for o, path in found])
     base = [o for o, _ in found if o.preset == BASELINE]
-    if len(base) < 2: return table
+    if len(base) < 2 or base[0].settings.teacher.weights: return table       # one teacher for all trials
     other = add_independent(collect(base, data_dir), base[0].settings)
     other = other[['trial', 'independent_agreement', 'independent_kl']].assign(entry=BASELINE)
     return table.merge(other, how='left', on=['entry', 'trial'])

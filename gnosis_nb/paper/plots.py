@@ -198,7 +198,7 @@ def _decorate(ax, panel, places):
     elif panel.x == 'm': ax.set_xticks(sorted(int(o) for o in places))
     elif panel.x in ('tau', 'epochs', 'shown') and min(places, default=0) > 0:
         ax.set_xscale('log')
-        ax.set_xticks(list(places), [f'{o:,.0f}' if o >= 1000 else f'{o:g}' for o in places])
+        ax.set_xticks(list(places), [f'{o/1000:.0f}k' if o >= 1000 else f'{o:g}' for o in places])
         ax.minorticks_off()
     where = ', '.join(series_label(k, v) for k, v in panel.where.items() if k != 'sweep')
     if where: ax.set_title(where)

@@ -87,23 +87,23 @@ def teacher_answers(
     ms=(1, 3, 5), # sizes of the ensembles
     images:int=3, # of each of the two sets
 )->pd.DataFrame: # columns data, tau, image, label, depth, m, class, probability
-    """What ensembles of teachers say of training images, with τ = 1 and 4, and of test images.
+    """What ensembles of the first trial say of training images, with τ = 1 and 4, and of test images.
 
     (Stanton et al. 2021, Figure 8)"""
     done, out = done_runs(data_dir), []
     for job in jobs:
-        if (path := done.get(job.identity)) is None: continue
+        if job.settings.trial_id or (path := done.get(job.identity)) is None: continue
         members, depth = run_state(path)['teachers'][0], settings_row(job.settings)['pair'].split(' / ')[0]
-        sets = load_inputs(job.settings).sets
+        classes = load_inputs(job.settings).sets.train.classes
         for data, tau in (('train', 1.), ('train', 4.), ('test', 1.)):
-            examples = getattr(sets, data)
-            z = ensemble_logits(members, evaluation_batches(job.settings, data, images))
+            batches = evaluation_batches(job.settings, data, images)
+            labels = torch.cat([y for _, y in batches]).tolist()
+            z = ensemble_logits(members, batches)
             for m in [o for o in ms if o <= len(members)]:
                 p = (reduce_ensemble_logits(z[:, :m])/tau).softmax(-1)
                 for i in range(images):
-                    label = examples.classes[int(examples.targets[i])]
-                    row = dict(data=data, tau=tau, image=i, label=label, depth=depth, m=m)
-                    bars = zip(examples.classes, p[i].tolist())
+                    row = dict(data=data, tau=tau, image=i, label=classes[labels[i]], depth=depth, m=m)
+                    bars = zip(classes, p[i].tolist())
                     out += [{**row, 'class': name, 'probability': v} for name, v in bars]
     return pd.DataFrame(out)
 

@@ -329,14 +329,16 @@ def train(
 def evaluation_batches(
     cfg:Classification, # settings of a run
     part:str='test', # 'test' or 'train'
-    images:int|None=None, # the first so many; None: all
+    images:int|None=None, # so many, spread over the set, which may be sorted by class; None: all
 )->list: # batches on the CPU
     "The examples that a run is evaluated on, or those its teachers learn from, without augmentation."
     if hasattr(cfg.distill_loader, 'extra'):                                 # what only students are shown
         cfg = replace(cfg, distill_loader=replace(cfg.distill_loader, splits=[0], extra=[]))
     inputs = load_inputs(cfg)
     examples = getattr(inputs.sets, part)
-    if images is not None: examples = examples.subset(range(min(images, len(examples))))
+    if images is not None:
+        n = min(images, len(examples))
+        examples = examples.subset([i*len(examples)//n for i in range(n)])
     return list(inputs.evaluation('cpu', examples))
 
 @torch.no_grad()

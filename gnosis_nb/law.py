@@ -6,7 +6,7 @@
 __all__ = ['Law', 'fit_law', 'law_intervals', 'held_out_corner', 'grid_jobs', 'grid_row', 'run_grid', 'law_command']
 
 # %% ../nbs/67_law.ipynb #ebfb2e5c
-import argparse, sys
+import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,9 @@ from scipy.optimize import least_squares
 
 from .cli import compose_sweep
 from .leaderboard import (
-    BASELINE, TRACKS, entry_jobs, entry_row, keep_rows, read_entries, run_entries, track_settings)
-from .paper.sweeps import (
-    Job, done_runs, override_key, run_here, run_state)
+    BASELINE, KEPT, TRACKS, entry_jobs, entry_row, keep_rows, kept_row, read_entries, run_entries,
+    table_parser, track_settings, verify_row)
+from .paper.sweeps import Job, done_runs, override_key, run_here, run_state
 from .progress import with_progress
 from .reproducible import pick_device
 from .run_folder import RunLocked
@@ -145,6 +145,15 @@ def grid_row(
 
 _SHARED = 'device', 'data_dir', 'dataset', 'dataset.name', 'dataset.root_dir'  # of the baseline, too
 
+def _with_teachers(given, track, trials, say):
+    "The runs of a grid, whose teachers are trained if they are not there."
+    shared = [o for o in given if override_key(o) in _SHARED]
+    baseline = {BASELINE: read_entries()[BASELINE]}
+    run_entries(baseline, track, trials, shared, say=say)
+    first = entry_jobs(baseline[BASELINE], track, trials, shared)
+    done = done_runs(first[0].settings.data_dir)
+    return grid_jobs(given, [run_state(done[o.identity])['teachers'][0][0] for o in first], track)
+
 def run_grid(
     given, # as `grid_jobs`
     track:str='small', # a key of `TRACKS`
@@ -153,14 +162,9 @@ def run_grid(
     say=print, # called with sentences for the user
 )->pd.DataFrame: # a row a run
     "Train all students of a grid that are not there yet; the table is written after each setting."
-    shared = [o for o in given if override_key(o) in _SHARED]
-    baseline = {BASELINE: read_entries()[BASELINE]}
-    run_entries(baseline, track, trials, shared, say=say)
-    first = entry_jobs(baseline[BASELINE], track, trials, shared)
-    data_dir = first[0].settings.data_dir
-    done = done_runs(data_dir)
-    jobs = grid_jobs(given, [run_state(done[o.identity])['teachers'][0][0] for o in first], track)
-    folder = Path(folder or Path(data_dir)/'law')
+    jobs = _with_teachers(given, track, trials, say)
+    data_dir = jobs[0].settings.data_dir
+    done, folder = done_runs(data_dir), Path(folder or Path(data_dir)/'law')
     command = ' '.join(['gnosis-law', f'track={track}', f'trials={trials}',
                         *(o for o in given if override_key(o) != 'data_dir')])
     jobs.sort(key=lambda o: o.settings.dataset.shrink.train*o.settings.trainer.num_epochs)
@@ -171,24 +175,40 @@ def run_grid(
         run_here('image_classification', job.settings)
         done = done_runs(data_dir)
         rows = pd.DataFrame([grid_row(o, done[o.identity]) for o in jobs if o.identity in done])
-        keep_rows(rows, track, jobs, command, folder)
+        keep_rows('law', track, rows, command, folder)
     rows = pd.DataFrame([grid_row(o, done[o.identity]) for o in jobs])
-    say(f"{keep_rows(rows, track, jobs, command, folder)}: {len(rows)} runs")
+    say(f"{keep_rows('law', track, rows, command, folder)}: {len(rows)} runs")
     return rows
+
+_CELL = ['images', 'epochs', 'depth']  # columns that say which cell of the grid a row is of
+
+def _cell_verified(r, row, given, say):
+    "Does the run of a row of a kept grid come back?"
+    kept = r.rows.iloc[row]
+    jobs = _with_teachers(given, r.scale, int(kept.trial) + 1, say)
+    def same(cfg):
+        depth = network_options(cfg, 'classifier').get('depth')
+        found = cfg.trial_id, cfg.dataset.shrink.train, cfg.trainer.num_epochs, depth
+        return all(kept[k] == o for k, o in zip(['trial', *_CELL], found) if pd.notna(kept[k]))
+    job = next(o for o in jobs if same(o.settings))
+    return verify_row(r, row, job, grid_row, _CELL, say)
 
 def law_command(
     args=None, # of the command line; None: those of this process
 ):
     "`gnosis-law dataset.shrink.train=500,1000,2000 trainer.num_epochs=11,22,45`: a grid, and its law."
-    p = argparse.ArgumentParser(prog='gnosis-law', description=(
-        'Train students with more and fewer images and epochs, and fit how their disagreement falls.'))
-    p.add_argument('given', nargs='+', metavar='SETTING', help=(
-        f"several values separated by commas; track={'|'.join(TRACKS)}; trials=3; device=cuda"))
-    p.add_argument('--results', metavar='FOLDER', help="of the table (default: 'law' below data_dir)")
-    a = p.parse_intermixed_args(args)
+    p = table_parser('gnosis-law', 3,
+        'Train students with more and fewer images and epochs, and fit how their disagreement falls.')
+    p.add_argument('given', nargs='*', metavar='SETTING', help=(
+        'of the runs, several values separated by commas; settings as below'))
+    a, say = p.parse_intermixed_args(args), partial(print, flush=True)
     try:
         track, trials, rest = track_settings(a.given, 3)
-        rows = run_grid(rest, track, trials, a.results, partial(print, flush=True))
+        if a.verify:
+            r, row, given = kept_row('law', track, a, rest)
+            sys.exit(0 if _cell_verified(r, row, given, say) else 1)
+        if not any(',' in o for o in rest): p.error('SETTING: expected several values of one, 500,1000,2000')
+        rows = run_grid(rest, track, trials, a.results or (KEPT if a.keep else None), say)
         factors = [k for k in ('images', 'epochs') if rows[k].nunique() > 2]
         if not factors: return print(rows.round(3).to_string(index=False))
         for floor in (True, False): print(fit_law(rows, factors, floor=floor))

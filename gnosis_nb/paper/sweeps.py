@@ -6,7 +6,7 @@
 __all__ = ['SWEEPS', 'SCALES', 'POLICY_NAMES', 'OF_ALL', 'command_of', 'Job', 'sweep_jobs', 'shown_images', 'settings_row',
            'result_row', 'run_state', 'done_runs', 'collect', 'override_key', 'take_settings', 'pool_key',
            'teacher_pools', 'teacher_jobs', 'run_here', 'wants_generator', 'train', 'evaluation_batches',
-           'ensemble_logits', 'add_independent', 'Results', 'results', 'save_results', 'load_results']
+           'ensemble_logits', 'add_independent', 'Results', 'made_with', 'results', 'save_results', 'load_results']
 
 # %% ../../nbs/62_paper.sweeps.ipynb #4126059a
 import io, json, re, subprocess, sys, time
@@ -409,17 +409,16 @@ def _data_in_words(cfg):
 def _minutes(state):
     return (pd.Timestamp(state['finished']) - pd.Timestamp(state['started'])).total_seconds()/60
 
-def _distinct_provenances(paths):
-    "What the runs were made with: each provenance once, with the numbers of the rows that have it."
+def made_with(
+    paths, # folders of runs, one a row of a table
+)->tuple: # provenances, each once with the numbers of its rows; lists of packages by their digests
+    "What the runs of a table were made with."
     rows = {}
     for i, path in enumerate(paths):
         rows.setdefault(json.dumps(run_state(path).get('provenance', {})), []).append(i)
-    return [dict(json.loads(k), rows=v) for k, v in rows.items()]
-
-def _packages_of(paths):
     files = [Path(o)/'packages.txt' for o in paths]
     texts = {o.read_text(encoding='utf-8') for o in files if o.exists()}
-    return {packages_digest(o): o for o in texts}
+    return [dict(json.loads(k), rows=v) for k, v in rows.items()], {packages_digest(o): o for o in texts}
 
 def _with_independent(name, rows, jobs):
     if name in ('fig03', 'fig11'): return add_independent(rows, jobs[0].settings)
@@ -441,7 +440,7 @@ def results(
         raise ValueError(f'data_dir={data_dir}: expected runs of {name} at scale={scale}, none is done')
     states, cfg = [run_state(p) for p in rows.path], jobs[0].settings
     rows = _with_independent(name, rows, jobs)                               # in another order perhaps
-    network = network_options(cfg, 'classifier')
+    network, (provenance, packages) = network_options(cfg, 'classifier'), made_with(rows.path)
     facts = dict(
         dataset=_data_in_words(cfg),
         network='-'.join(str(network[k]) for k in ('name', 'depth') if k in network),
@@ -456,9 +455,9 @@ def results(
         epochs=sorted(map(int, rows.epochs.unique())),
         versions={k: states[0][k] for k in ('torch', 'fastai', 'python')},
         command=' '.join(['gnosis-figure', name, f'scale={scale}', *overrides]),
-        provenance=_distinct_provenances(rows.path))
+        provenance=provenance)
     table = rows.drop(columns='path').reset_index(drop=True)
-    return Results(name, scale, table, facts, _packages_of(rows.path))
+    return Results(name, scale, table, facts, packages)
 
 # %% ../../nbs/62_paper.sweeps.ipynb #4ffb3160
 _WORDS = 'splits', 'pair', 'policy', 'teachers'  # columns that may look like numbers

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['STATEMENTS', 'Statement', 'check_statements', 'draw_standings', 'draw_law']
 
-# %% ../nbs/68_statements.ipynb #7a0c987c
+# %% ../nbs/68_statements.ipynb #a343417a
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator
 
 from .leaderboard import BASELINE
 from .paper.claims import verdict
 from .paper.plots import PALETTE, styled
 from .paper.trials import interval
 
-# %% ../nbs/68_statements.ipynb #1b4d1c9b
+# %% ../nbs/68_statements.ipynb #2f13246b
 @dataclass
 class Statement:
     "That an entry of the leaderboard is above another, or above a value, in a measure."
@@ -79,7 +80,7 @@ def check_statements(
                         trials=len(values), verdict=verdict(values, 'small')))
     return pd.DataFrame(out)
 
-# %% ../nbs/68_statements.ipynb #fe1b5063
+# %% ../nbs/68_statements.ipynb #b51a8805
 _COLOURS = {'more faithful': PALETTE[2], 'less faithful': PALETTE[1]}
 
 def draw_standings(
@@ -116,8 +117,8 @@ def draw_law(
         images = sorted(rows.images.unique())
         ax.set(xscale='log', yscale='log', xlabel='distillation images', ylabel='disagreement (%)')
         ax.set_xticks(images, [f'{o:,}' for o in images])
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         ax.yaxis.set_major_formatter('{x:g}')
-        ax.yaxis.set_minor_formatter('{x:g}')
         ax.minorticks_off()
         fig.legend(loc='outside right upper')
     return fig

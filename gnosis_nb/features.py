@@ -126,6 +126,7 @@ def relational_loss(
 
 FEATURE_LOSSES = dict(
     fitnet=hint_loss,
+    activations=hint_loss,
     attention=attention_loss,
     similarity=similarity_loss,
     rkd=relational_loss)
@@ -245,6 +246,11 @@ def prepare(self:FeatureDistillation,
         if s.ndim != t.ndim:
             found = f'found {_shape(s)} and {_shape(t)}'
             raise ValueError(f'layers: expected maps in both networks, or vectors in both; {found}')
+    unlike = [o for o in pairs if o[0].shape[1] != o[1].shape[1]]
+    if self.method == 'activations' and unlike:
+        s, t = unlike[0]
+        raise ValueError("layers: expected as many channels in both networks for method='activations', "
+                         f'found {_shape(s)} and {_shape(t)}; fitnet maps them linearly')
     if self.method == 'attention' and not any(_has_positions(*o) for o in pairs):
         raise ValueError("layers: expected maps of several positions for method='attention'")
     self._make_projectors([(s.shape[1], t.shape[1]) for s, t in pairs] if self.method == 'fitnet' else [])

@@ -351,7 +351,7 @@ class Features(Group):
 @dataclass(frozen=True)
 class FeatureSettings(Features):
     "A loss of features beside that of the logits."
-    name:Literal['fitnet', 'attention', 'similarity', 'rkd']
+    name:Literal['fitnet', 'activations', 'attention', 'similarity', 'rkd']
     beta:NotNegative
     layers:list[str] | None
     teacher_layers:list[str] | None

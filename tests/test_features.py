@@ -42,7 +42,8 @@ def test_features_are_part_of_a_runs_identity_and_none_is_not():
 
 @pytest.mark.parametrize('command, overrides, text', [
     ('text_classification', ['features=rkd'], 'features'),
-    ('image_classification', ['features=hints'], 'expected one of attention, fitnet, none, rkd, similarity'),
+    ('image_classification', ['features=hints'],
+     'expected one of activations, attention, fitnet, none, rkd, similarity'),
     ('image_classification', ['features.beta=2'], 'features.beta')])
 def test_what_there_is_not(command, overrides, text):
     with pytest.raises(ConfigError, match=text): compose(overrides, command)

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
+from torch.nn import functional as F
 
+from .checkpoint import load_checkpoint
 from .cli import compose
 from .paper.reproduce import comes_back
 from .paper.sweeps import (
@@ -123,6 +126,16 @@ def _images(cfg):
 def _seconds(state):
     return (pd.Timestamp(state['finished']) - pd.Timestamp(state['started'])).total_seconds()
 
+def _alike(path):
+    "Cosine between the kernels of a student and its first teacher; NaN if they are of other shapes."
+    first = run_state(path)['teachers'][0][0]
+    if not first.endswith('.safetensors'): return np.nan                     # of others
+    both = [load_checkpoint(o)[0] for o in (Path(path)/'student.safetensors', first)]
+    shapes = [{k: v.shape for k, v in o.items() if v.ndim > 1} for o in both]
+    if shapes[0] != shapes[1]: return np.nan
+    a, b = (torch.cat([o[k].flatten().double() for k in shapes[0]]) for o in both)
+    return float(F.cosine_similarity(a, b, dim=0))
+
 def entry_row(
     job:Job, # of `entry_jobs`
     path:str|Path, # folder of its run
@@ -131,7 +144,7 @@ def entry_row(
     values = pd.read_csv(Path(path)/'fidelity_statistics.csv', index_col='statistic').value
     row = {k: values.get(name, np.nan) for k, name in MEASURES.items()}
     row.update({k: 100*row[k] for k in ('agreement', 'accuracy', 'ece')})
-    return dict(entry=job.preset, trial=job.settings.trial_id, **row,
+    return dict(entry=job.preset, trial=job.settings.trial_id, **row, weights=_alike(path),
                 teacher_accuracy=100*values['teacher_accuracy'], images=_images(job.settings),
                 seconds=_seconds(run_state(path)), path=str(path))
 
@@ -164,7 +177,7 @@ def standings(
         said = 'more faithful' if low > 0 else 'less faithful' if high < 0 else 'undecided'
         cost = {f'{k} ×': mine[k].mean()/base[k].mean() for k in ('images', 'seconds')}
         out.append(dict(entry=name, what=entries[name].what if entries and name in entries else '',
-            **mine[list(MEASURES)].mean(), gain=gain, low=low, high=high,
+            **mine[[*MEASURES, 'weights']].mean(), gain=gain, low=low, high=high,
             verdict='' if name == BASELINE else said, **cost, trials=len(mine)))
     if 'independent_agreement' in base:
         out.append(dict(entry="another teacher's student", what="the baseline's, of the next trial",

@@ -214,7 +214,8 @@ def run_entries(
     every = [o for each in jobs.values() for o in each]
     data_dir = every[0].settings.data_dir
     folder = Path(folder or Path(data_dir)/'leaderboard')
-    command = ' '.join(['gnosis-leaderboard', f'track={track}', f'trials={trials}',
+    some = [f"--only {','.join(entries)}"] if {*entries} != {*read_entries()} else []
+    command = ' '.join(['gnosis-leaderboard', f'track={track}', f'trials={trials}', *some,
                         *(o for o in overrides if override_key(o) != 'data_dir')])
     if any(wants_generator(o.settings) for o in every):
         shared = [o for o in overrides if override_key(o).startswith((*OF_ALL, 'data_dir'))]
@@ -267,7 +268,8 @@ def kept_row(
     row = random.randrange(len(r)) if given.row is None else given.row
     if not 0 <= row < len(r): raise ValueError(f'--row {row}: expected 0 to {len(r) - 1}')
     said = {override_key(o) for o in overrides}
-    made = [o for o in r.facts['command'].split()[1:] if override_key(o) not in ('track', 'trials', *said)]
+    made = [o for o in r.facts['command'].split()[1:]
+            if '=' in o and override_key(o) not in ('track', 'trials', *said)]
     return r, row, [*made, *overrides]
 
 def verify_row(

@@ -64,9 +64,14 @@ def test_presets_of_smaller_scales_compose(preset, scale):
 @pytest.mark.parametrize('scale', SCALES)
 def test_every_sweep_has_a_preset(scale):
     used = {preset for presets in SWEEPS.values() for preset in presets}
-    assert presets(FOLDERS[scale]) - {'digits', 'sentences', 'teachers', 'patient'} == used
+    assert presets(FOLDERS[scale]) - {'digits', 'sentences', 'teachers', 'patient', 'faithful'} == used
     figures = {f'fig{i:02}' for i in range(1, 15)}
     assert set(FIGURES) == set(SWEEPS) == figures | {'table1', 'table2', 'table2_imagenet'}
+
+@pytest.mark.parametrize('folder', ['', 'small/', 'smoke/'])
+def test_the_recipe_matches_every_convolution(folder):
+    cfg = compose([f'+experiment={folder}faithful'])
+    assert cfg.features.name == 'activations' and 'conv1' in cfg.features.layers and cfg.distill_loader.extra
 
 @lru_cache(maxsize=None)
 def settings_of(preset): return as_dict(compose([f'+experiment={preset}']))

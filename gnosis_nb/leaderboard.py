@@ -180,7 +180,7 @@ def standings(
             **mine[[*MEASURES, 'weights']].mean(), gain=gain, low=low, high=high,
             verdict='' if name == BASELINE else said, **cost, trials=len(mine)))
     if 'independent_agreement' in base:
-        out.append(dict(entry="another teacher's student", what="the baseline's, of the next trial",
+        out.append(dict(entry="another teacher's student", what="the baseline's student of the next trial",
             agreement=base.independent_agreement.mean(), kl=base.independent_kl.mean(), trials=len(base),
             gain=interval(base.independent_agreement - base.agreement)[0], verdict='for comparison'))
     return pd.DataFrame(out).sort_values('agreement', ascending=False, ignore_index=True)

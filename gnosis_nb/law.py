@@ -10,17 +10,18 @@ __all__ = ['LAWS', 'Law', 'fit_law', 'law_intervals', 'held_out_corner', 'compar
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from .cli import compose_sweep
+from .cli import compose, compose_sweep
 from .leaderboard import (
-    BASELINE, KEPT, TRACKS, entry_jobs, entry_row, keep_rows, kept_row, read_entries, run_entries,
-    table_parser, track_settings, verify_row)
-from .paper.sweeps import Job, done_runs, override_key, run_here, run_state
+    BASELINE, KEPT, TRACKS, entry_jobs, entry_row, keep_rows, kept_row, read_entries, table_parser,
+    track_settings, verify_row)
+from .paper.sweeps import Job, done_runs, override_key, run_here, run_state, teacher_jobs
 from .progress import with_progress
 from .reproducible import pick_device
 from .run_folder import RunLocked
@@ -153,6 +154,8 @@ def grid_jobs(
             jobs.append(Job('law', overrides, replace(cfg, device=str(pick_device(cfg.device)))))
     return jobs
 
+def _depths(cfg): return [network_options(cfg, o).get('depth') for o in ('classifier', 'teacher')]
+
 def grid_row(
     job:Job, # of `grid_jobs`
     path:str|Path, # folder of its run
@@ -161,21 +164,40 @@ def grid_row(
     cfg = job.settings
     row = entry_row(job, path)
     del row['entry']
-    student = network_options(cfg, 'classifier')
+    depth, teacher_depth = _depths(cfg)
     images, epochs = cfg.dataset.shrink.train, cfg.trainer.num_epochs
     return dict(row, images=images, epochs=epochs, passes=images*epochs,
-                depth=student.get('depth'), disagreement=100 - row['agreement'])
+                depth=depth, teacher_depth=teacher_depth, disagreement=100 - row['agreement'])
 
 _SHARED = 'device', 'data_dir', 'dataset', 'dataset.name', 'dataset.root_dir'  # of the baseline, too
 
+def _teachers_of(overrides, track, trials, say):
+    "Weights of the teachers that the track's baseline has, one a trial; what is missing is trained."
+    jobs = entry_jobs(read_entries()[BASELINE], track, trials, overrides)
+    done = done_runs(jobs[0].settings.data_dir)
+    todo = [o for o in jobs if o.identity not in done]
+    if todo: say(f'{len(todo)} teachers, with the students of the baseline')
+    if todo and not todo[0].settings.teacher.weights:
+        for o in teacher_jobs(todo): run_here('image_classification', compose(o))
+    for o in todo: run_here('image_classification', o.settings)
+    done = done_runs(jobs[0].settings.data_dir)
+    return [run_state(done[o.identity])['teachers'][0][0] for o in jobs]
+
+def _each_value(overrides):
+    "Lists of overrides with one value each, of overrides with several."
+    keys = [override_key(o) for o in overrides]
+    values = [o.split('=', 1)[1].split(',') for o in overrides]
+    return [[f'{k}={v}' for k, v in zip(keys, some)] for some in product(*values)]
+
 def _with_teachers(given, track, trials, say):
     "The runs of a grid, whose teachers are trained if they are not there."
-    shared = [o for o in given if override_key(o) in _SHARED]
-    baseline = {BASELINE: read_entries()[BASELINE]}
-    run_entries(baseline, track, trials, shared, say=say)
-    first = entry_jobs(baseline[BASELINE], track, trials, shared)
-    done = done_runs(first[0].settings.data_dir)
-    return grid_jobs(given, [run_state(done[o.identity])['teachers'][0][0] for o in first], track)
+    def of_teacher(o): return override_key(o).startswith('teacher.')
+    shared, jobs = [o for o in given if override_key(o) in _SHARED], []
+    of_student = [o for o in given if not of_teacher(o)]
+    for some in _each_value([o for o in given if of_teacher(o)]):
+        teachers = _teachers_of([*shared, *some], track, trials, say)
+        jobs += grid_jobs([*of_student, *some], teachers, track)
+    return jobs
 
 def run_grid(
     given, # as `grid_jobs`
@@ -205,15 +227,14 @@ def run_grid(
     say(f"{keep_rows(name, track, rows, command, folder)}: {len(rows)} runs")
     return rows
 
-_CELL = ['images', 'epochs', 'depth']  # columns that say which cell of the grid a row is of
+_CELL = ['images', 'epochs', 'depth', 'teacher_depth']  # columns that say which cell of the grid a row is of
 
 def _cell_verified(r, row, given, say):
     "Does the run of a row of a kept grid come back?"
     kept = r.rows.iloc[row]
     jobs = _with_teachers(given, r.scale, int(kept.trial) + 1, say)
     def same(cfg):
-        depth = network_options(cfg, 'classifier').get('depth')
-        found = cfg.trial_id, cfg.dataset.shrink.train, cfg.trainer.num_epochs, depth
+        found = [cfg.trial_id, cfg.dataset.shrink.train, cfg.trainer.num_epochs, *_depths(cfg)]
         return all(kept[k] == o for k, o in zip(['trial', *_CELL], found) if pd.notna(kept[k]))
     job = next(o for o in jobs if same(o.settings))
     return verify_row(r, row, job, grid_row, _CELL, say)

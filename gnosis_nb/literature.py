@@ -111,8 +111,8 @@ def draw_law(
         fig, ax = plt.subplots(figsize=(5.2, 3.4), layout='constrained')
         for e, color in zip(epochs, plt.get_cmap('viridis')(np.linspace(0, .85, len(epochs)))):
             cells = rows[rows.epochs == e].groupby('images').disagreement.agg(['mean', 'std'])
-            ax.errorbar(along(cells.index, e), cells['mean'], cells['std'], fmt='o', ms=4, capsize=2, color=color,
-                        label=f'{e} epochs')
+            ax.errorbar(along(cells.index, e), cells['mean'], cells['std'], fmt='o', ms=4, capsize=2,
+                        color=color, label=f'{e} epochs')
             if law is None: continue
             n = np.geomspace(cells.index.min(), cells.index.max(), 50)
             said = law(dict(images=n, epochs=np.full(50, float(e)), passes=n*e))

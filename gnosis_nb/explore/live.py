@@ -25,7 +25,8 @@ from fastcore.basics import patch
 from ..cli import COMMANDS, compose
 from ..curves import metric_name, plot_curves, read_curves
 from ..data.text import TEXT_SOURCES
-from .panel import Sheet, as_html, can_show
+from .chart import Sheet
+from .panel import as_html, can_show
 from ..runs import run_identity
 from ..settings import as_dict
 

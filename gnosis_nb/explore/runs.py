@@ -12,7 +12,8 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from ..curves import metric_name, plot_curves, read_curves
-from .panel import Sheet, as_html, show
+from .chart import Sheet
+from .panel import as_html, show
 from ..runs import find_runs
 from ..tables import (diff_configs, filter_runs, label_runs, result_columns, runs_table,
                               setting_columns)

@@ -33,8 +33,14 @@ def as_html(
     return ("<div class='jp-RenderedHTMLCommon' style='overflow-x: auto; white-space: nowrap'>"
             f"{title}{text}</div>")
 
-# %% ../../nbs/70b_explore.panel.ipynb #00e7b9f6
-_WIDE = '19em' # of the column of controls
+# %% ../../nbs/70b_explore.panel.ipynb #3d8b8e15
+_WIDE = '22em' # of the column of controls
+
+def _fit(control):
+    "Let a control be as wide as its column, with room for its name."
+    control.layout.width = control.layout.width or 'auto'
+    named = getattr(control, 'description', '') and hasattr(control.style, 'description_width')
+    if named and not isinstance(control, widgets.ToggleButtons): control.style.description_width = '7em'
 
 class Frame(widgets.VBox):
     "Controls at the left, a line of text and a picture at the right, more below; errors as a red line."
@@ -43,8 +49,8 @@ class Frame(widgets.VBox):
         below:Sequence=(), # widgets below both
     ):
         self.status, self.problem, self.picture = widgets.HTML(), widgets.HTML(), make_picture()
-        for o in controls: o.layout.width = o.layout.width or '100%'
-        left = widgets.VBox(list(controls), layout=dict(width=_WIDE, flex=f'0 0 {_WIDE}', overflow='hidden'))
+        for o in controls: _fit(o)
+        left = widgets.VBox(list(controls), layout=dict(width=_WIDE, flex=f'0 0 {_WIDE}', padding='0 8px 0 0'))
         notice = [widgets.HTML(html.escape(MISSING))] if isinstance(self.picture, StillPicture) else []
         right = widgets.VBox([self.status, self.problem, self.picture, *notice],
                              layout=dict(flex='1 1 26em', min_width='20em', overflow='hidden'))

@@ -28,14 +28,14 @@ def _policy_batch(blocks, sets, rows, seed=0):
     x, _, _ = next(dl.batches([indices], workers=0))
     return x, dl.parts[0].pixels(x).clamp(0, 1).cpu(), dl.sources()
 
-# %% ../../nbs/75_explore.policies.ipynb #9c6bcde7
+# %% ../../nbs/75_explore.policies.ipynb #aa4c8baf
 def _prediction_shift(before, after):
     "How distributions [n, classes] of the same images changed: top classes kept, entropy and KL in nats."
     kept = (before.argmax(1) == after.argmax(1)).float().mean()
     kl = (before*after.clamp_min(1e-12).log()).sum(1) + torch.special.entr(before).sum(1)
     return {'same top class (share of images)': kept.item(),
             'entropy (nats)': torch.special.entr(after).sum(1).mean().item(),
-            'KL (nats)': -kl.mean().clamp(max=0).item()}
+            'KL (nats)': 0. - kl.mean().clamp(max=0).item()}
 
 # %% ../../nbs/75_explore.policies.ipynb #ef884302
 def _top(probs, names, k=3):
@@ -49,7 +49,7 @@ def _before_and_after(made, classes, rows):
     columns = {name: [_top(p, names) for p in probs] for name, (_, probs) in made.items()}
     return pd.DataFrame(columns, index=pd.Index(list(rows), name='image'))
 
-# %% ../../nbs/75_explore.policies.ipynb #4b4d15df
+# %% ../../nbs/75_explore.policies.ipynb #35a5b23d
 def _plot_policies(made, classes):
     "Rows of images, from names to (pixels [n, C, H, W], distributions [n, classes] or None)."
     n, names = max(len(pixels) for pixels, _ in made.values()), class_list(classes, 0)
@@ -62,7 +62,7 @@ def _plot_policies(made, classes):
             if probs is None: hover.append(name)
             else: hover.append(f'as it is: {_top(before[i], names)}<br>{name}: {_top(probs[i], names)}')
     pictures = Pictures(pixels, titles, n, [o.replace('_', ' ') for o in made], hover)
-    return Chart([Axes([pictures])], [1.2*len(made)], width=1.1*n + 1)
+    return Chart([Axes([pictures])], [1.05*len(made)], width=1.1*n + 1)
 
 def _apply_policies(policies, sets, rows, seed, teacher, temp):
     "For the images as they are and for each policy: pixels, and the teacher's distributions or None."
@@ -74,7 +74,7 @@ def _apply_policies(policies, sets, rows, seed, teacher, temp):
         made[name] = pixels[:n], probs
     return made
 
-# %% ../../nbs/75_explore.policies.ipynb #d661ceab
+# %% ../../nbs/75_explore.policies.ipynb #d4115f19
 _DRAW = 'Another number is another random draw of the policies: other rotations, other partners to mix with'
 _MEANING = ('<p>Same top class: the share of these images whose most probable class is the one of the image '
             'as it is. KL: how far the prediction is from that one.</p>')
@@ -106,6 +106,7 @@ def augmentation_viewer(
         before = made['as they are'][1]
         table = pd.DataFrame({name: _prediction_shift(before, probs) for name, (_, probs) in made.items()}).T
         title = f"The teacher's predictions at τ = {temp:.2f}"
-        tops = as_html(_before_and_after(made, classes, images), 'Its three most probable classes')
-        return chart, f'{line}, τ = {temp:.2f}', as_html(table, title) + _MEANING + tops
+        tops = as_html(_before_and_after(made, classes, images))
+        details = f'<details><summary>The three most probable classes of each image</summary>{tops}</details>'
+        return chart, f'{line}, τ = {temp:.2f}', as_html(table, title) + _MEANING + details
     return show(draw, controls, static)

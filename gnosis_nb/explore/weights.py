@@ -48,7 +48,7 @@ def _point_text(row):
     values = ', '.join(f'{k} {v:.4f}' for k, v in row.drop(['a', 'b']).items())
     return f'{_coordinates(row.a, row.b)}: {values}'
 
-# %% ../../nbs/73_explore.weights.ipynb #1ba81b35
+# %% ../../nbs/73_explore.weights.ipynb #f415b8d0
 _LABELS = dict(kl='KL(teacher ‖ network) (nats)', distillation='distillation loss (nats)', nll='NLL (nats)',
                agreement='agreement')
 
@@ -91,7 +91,7 @@ def _plot_plane(surface, a, b, value, points=None, path=None):
     axes = [_plane_axes(surface, a, b, value, points, path)]
     if points and len(points) > 1: axes.append(_profile_axes(surface, a, b, value, points))
     wide = len(axes) > 1
-    return Chart(axes, [4.], [1.4, 1] if wide else [1], 9 if wide else 5.5)
+    return Chart(axes, [3.6], [2, 1] if wide else [1], 9 if wide else 5.5)
 
 # %% ../../nbs/73_explore.weights.ipynb #2e871abd
 def _first_value(surface): return 'kl' if 'kl' in surface else _measures(surface)[0]

@@ -76,7 +76,7 @@ class Frame(widgets.VBox):
             return result
         return guarded
 
-# %% ../../nbs/70b_explore.panel.ipynb #4bfdeac7
+# %% ../../nbs/70b_explore.panel.ipynb #e3e6ffee
 class Panel(Frame):
     "Controls beside a picture that follows them."
     def __init__(self,
@@ -85,11 +85,11 @@ class Panel(Frame):
         buttons:Sequence=(), # further widgets below the controls
         follow:Mapping|None=None, # names of controls to functions `f(value)` that set other controls
         clicked:Callable|None=None, # as for `Picture.on_click`
-        below:Sequence=(), # widgets below the text
+        above:Sequence=(), # widgets between picture and text
     ):
         self.draw, self.controls, self.buttons = draw, dict(controls), list(buttons)
         self.text, self.held, self.stale = widgets.HTML(layout=dict(width='100%')), 0, False
-        super().__init__([*controls.values(), *buttons], [self.text, *below])
+        super().__init__([*controls.values(), *buttons], [*above, self.text])
         self.on_change(follow or {})
         if clicked: self.picture.on_click(self.guard(self.held_while(clicked)))
         self.redraw()

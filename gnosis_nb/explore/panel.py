@@ -33,7 +33,7 @@ def as_html(
     return ("<div class='jp-RenderedHTMLCommon' style='overflow-x: auto; white-space: nowrap'>"
             f"{title}{text}</div>")
 
-# %% ../../nbs/70b_explore.panel.ipynb #3d8b8e15
+# %% ../../nbs/70b_explore.panel.ipynb #d2bed369
 _WIDE = '22em' # of the column of controls
 
 def _fit(control):
@@ -49,12 +49,13 @@ class Frame(widgets.VBox):
         below:Sequence=(), # widgets below both
     ):
         self.status, self.problem, self.picture = widgets.HTML(), widgets.HTML(), make_picture()
+        self.depth, self.blamed = 0, None # guarded functions within each other, and which has failed
         for o in controls: _fit(o)
-        left = widgets.VBox(list(controls), layout=dict(width=_WIDE, flex=f'0 0 {_WIDE}', padding='0 8px 0 0'))
+        left = widgets.VBox(list(controls), layout=dict(flex=f'0 0 {_WIDE}', padding='0 8px 0 0'))
         notice = [widgets.HTML(html.escape(MISSING))] if isinstance(self.picture, StillPicture) else []
-        right = widgets.VBox([self.status, self.problem, self.picture, *notice],
-                             layout=dict(flex='1 1 26em', min_width='20em', overflow='hidden'))
-        top = widgets.HBox([left, right], layout=dict(flex_flow='row wrap', align_items='flex-start'))
+        self.right = widgets.VBox([self.status, self.problem, self.picture, *notice],
+                                  layout=dict(flex='1 1 26em', min_width='20em', overflow='hidden'))
+        top = widgets.HBox([left, self.right], layout=dict(flex_flow='row wrap', align_items='flex-start'))
         super().__init__([top, *below], layout=dict(width='100%'))
 
     def fail(self,
@@ -66,14 +67,18 @@ class Frame(widgets.VBox):
 
     def guard(self,
         f:Callable, # any function
+        quiet:bool=False, # nobody asked for it: an error of something else stays on the panel
     )->Callable: # the same, but it returns None and shows a red line in place of raising
         "Make a function whose exceptions are shown on the panel."
         @wraps(f)
         def guarded(*args, **kwargs):
-            try: result = f(*args, **kwargs)
-            except Exception as e: return self.fail(e)
-            self.problem.value = ''
-            return result
+            if not self.depth and not (quiet and self.blamed != f): self.problem.value = ''
+            self.depth += 1
+            try: return f(*args, **kwargs)
+            except Exception as e:
+                self.blamed = f
+                self.fail(e)
+            finally: self.depth -= 1
         return guarded
 
 # %% ../../nbs/70b_explore.panel.ipynb #e3e6ffee

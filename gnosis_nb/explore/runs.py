@@ -86,7 +86,7 @@ def _plot_runs(df, labels, x, y):
     note = '' if marks else 'no run has both results'
     return Chart([Axes(marks, xlabel=_result_label(x), ylabel=_result_label(y), note=note)], [4.2])
 
-# %% ../../nbs/72_explore.runs.ipynb #b01286c0
+# %% ../../nbs/72_explore.runs.ipynb #ce185e7e
 def _command_name(config):
     if 'density_model' in config and 'teacher' not in config: return 'image_generation'
     return 'image_classification' if 'augmentation' in config else 'text_classification'
@@ -94,8 +94,9 @@ def _command_name(config):
 def _word(value):
     "A value as on the command line."
     if value is None: return 'null'
-    if isinstance(value, (bool, list, dict)): return str(value).replace('True', 'true').replace('False', 'false')
-    return str(value)
+    text = str(value)
+    if not isinstance(value, (bool, list, dict)): return text
+    return text.replace('True', 'true').replace('False', 'false')
 
 def _differing(config, overrides, command):
     "Overrides for what settings have that these overrides do not give."
@@ -160,7 +161,7 @@ def run_details(
     text += _details(f'settings of run {i}', f'<pre>{html.escape(config)}</pre>')
     return text + _details(f'files of run {i}', _files(folder))
 
-# %% ../../nbs/72_explore.runs.ipynb #889e2757
+# %% ../../nbs/72_explore.runs.ipynb #354931b8
 def grid_table(
     df:pd.DataFrame, # of `find_runs`
 )->pd.DataFrame: # index `run`
@@ -181,7 +182,8 @@ class _Grid:
     def __init__(self, table, chosen:Callable):
         look = dict(column_filters='header', select=True, scrollX=True, paging=True, pageLength=10,
                     lengthMenu=[5, 10, 25, 100], classes='display compact nowrap', showIndex=True,
-                    layout=dict(topStart='buttons', topEnd='pageLength', bottomEnd='paging', bottomStart='info'),
+                    layout=dict(topStart='buttons', topEnd='pageLength', bottomEnd='paging',
+                                bottomStart='info'),
                     buttons=[dict(extend='colvis', text='columns'), dict(extend='copyHtml5', text='copy'),
                              dict(extend='csvHtml5', text='CSV')], fixedColumns=dict(start=2),
                     allow_html=False, maxBytes=0)

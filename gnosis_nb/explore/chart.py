@@ -206,7 +206,7 @@ def _plot_pictures(ax, o):
     ax.set(xlim=(-.05, wide - .1), ylim=(high - .25, -.25 - .14*lines), aspect='equal')
     ax.axis('off')
 
-# %% ../../nbs/70_explore.chart.ipynb #3b8e9cfa
+# %% ../../nbs/70_explore.chart.ipynb #bb0ea6d9
 _PLOT = {Bars: _plot_bars, Line: _plot_line, Points: _plot_points, Surface: _plot_surface, Cells: _plot_cells,
          Pictures: _plot_pictures}
 
@@ -239,6 +239,7 @@ def _set_up(ax, o):
     if o.square: ax.set_aspect('equal')
     if any(getattr(m, 'name', '') for m in o.marks): ax.legend(fontsize=7)
     if o.note: ax.text(.5, .5, o.note, transform=ax.transAxes, ha='center')
+    if not o.marks: ax.axis('off')
 
 def _draw_sheet(chart):
     sheet = Sheet(chart.width, sum(chart.heights))
@@ -311,7 +312,7 @@ def _trace_cells(o):
     yield dict(type='heatmap', z=z.tolist(), **places, xgap=1, ygap=1, text=texts, texttemplate='%{text}',
                colorscale=[[0, _fill(PALETTE[0], .06)], [1, PALETTE[0]]], showscale=False, **hover)
 
-# %% ../../nbs/70_explore.chart.ipynb #3331ac3b
+# %% ../../nbs/70_explore.chart.ipynb #be148358
 def _png(array):
     out = io.BytesIO()
     Image.fromarray(array).save(out, 'png')
@@ -322,8 +323,7 @@ def _mosaic(o):
     arrays = [_as_array(pixels) for pixels in o.pixels]
     side = max(max(a.shape[:2]) for a in arrays)
     scale = max(1, -(-32//side)) # margins in whole pixels
-    side, (w, h) = side*scale, _CELL
-    wide, high = _extent(o)
+    side, (wide, high) = side*scale, _extent(o)
     canvas = np.zeros((round(high*side), round(wide*side), 4), np.uint8)
     for (x, y), a in zip(_places(o), arrays):
         a = np.asarray(Image.fromarray(a).resize((side, side), Image.Resampling.NEAREST))
@@ -377,7 +377,7 @@ def _domain(chart, o, height):
     y = 1 - heights[row + rows] + bottom/height, 1 - heights[row] - top/height
     return [float(v) for v in x], [float(max(v, 0)) for v in y]
 
-# %% ../../nbs/70_explore.chart.ipynb #6e6dafdf
+# %% ../../nbs/70_explore.chart.ipynb #274a8797
 def _many_ticks(o): return bool(o.xticks and o.ylim and not o.upright and len(o.xticks[0]) > 20)
 
 def _tick_trace(o):
@@ -414,6 +414,8 @@ def _axis_pair(o, number, x, y):
         yaxis.update(type='log', tickvals=_floats(ticks), ticktext=[f'{v:.2g}' for v in ticks])
     if o.square: yaxis.update(scaleanchor=f'x{number}', constrain='domain')
     if o.square: xaxis.update(constrain='domain')
+    if not o.marks: xaxis.update(visible=False) # nothing but a note
+    if not o.marks: yaxis.update(visible=False)
     for mark in o.marks:
         if isinstance(mark, Cells): _axes_of_cells(mark, xaxis, yaxis)
         if isinstance(mark, Pictures): _axes_of_pictures(mark, xaxis, yaxis, number)

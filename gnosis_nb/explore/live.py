@@ -146,15 +146,15 @@ def list_folders(
     found.sort(key=lambda o: o[:2], reverse=True)
     return [(f"{state}: {'/'.join(folder.parts[-2:])}", str(folder)) for _, _, state, folder in found[:most]]
 
-# %% ../../nbs/74_explore.live.ipynb #be1b4b2e
+# %% ../../nbs/74_explore.live.ipynb #d8dba6eb
 _GROUPS = dict(
     image_classification=('dataset', 'classifier', 'policy', 'loss', 'scale'),
     text_classification=('dataset', 'classifier', 'loss', 'scale'),
     image_generation=('dataset', 'density_model'))
 _NAMES = { # setting: what a person would call it
     'trial_id': 'trial', 'teacher.num_components': 'teachers', 'trainer.num_epochs': 'epochs',
-    'trainer.eval_period': 'evaluated every', 'trainer.optimizer.lr': 'learning rate',
-    'distill_loader.temp': 'temperature τ', 'loss.alpha': "teacher's weight α",
+    'trainer.eval_period': 'evaluate every', 'trainer.optimizer.lr': 'learning rate',
+    'distill_loader.temp': 'temperature τ', 'loss.alpha': 'weight of labels α',
     'trainer.num_gen_updates': 'updates'}
 _CLASSIFICATION = ('trial_id', 'teacher.num_components', 'trainer.num_epochs', 'trainer.eval_period',
                    'trainer.optimizer.lr', 'distill_loader.temp', 'loss.alpha')
@@ -240,12 +240,12 @@ class CommandProcess:
         self.log.seek(0)
         return '\n'.join(self.log.read().splitlines()[-lines:])
 
-# %% ../../nbs/74_explore.live.ipynb #19d41025
+# %% ../../nbs/74_explore.live.ipynb #e6bc3ea2
 _BUTTONS = dict(Start='Start the command below', Stop='As Ctrl-C: it keeps its state',
                 Resume='Go on with what it has kept')
 
 class LiveRun(Frame):
-    "A form of settings with Start, Stop and Resume; progress, curves and table of a run, as its folder has them."
+    "A form of settings with Start, Stop and Resume; progress, curves and table of its run or another one."
     def __init__(self,
         overrides:Sequence, # as on the command line; a group given here is no menu
         command:str, # one of `COMMANDS`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['as_html', 'Frame', 'Panel', 'can_show', 'show']
 
-# %% ../../nbs/70b_explore.panel.ipynb #6e4dbd6f
+# %% ../../nbs/70b_explore.panel.ipynb #1f5c27bf
 import base64
 import html
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,6 @@ import ipywidgets as widgets
 import pandas as pd
 from IPython import get_ipython
 
-from .chart import Sheet
 from .picture import MISSING, StillPicture, make_picture
 
 # %% ../../nbs/70b_explore.panel.ipynb #06158e1a
@@ -33,14 +32,14 @@ def as_html(
     return ("<div class='jp-RenderedHTMLCommon' style='overflow-x: auto; white-space: nowrap'>"
             f"{title}{text}</div>")
 
-# %% ../../nbs/70b_explore.panel.ipynb #d2bed369
-_WIDE = '22em' # of the column of controls
+# %% ../../nbs/70b_explore.panel.ipynb #42d1adb1
+_WIDE = '23em' # of the column of controls
 
 def _fit(control):
     "Let a control be as wide as its column, with room for its name."
     control.layout.width = control.layout.width or 'auto'
     named = getattr(control, 'description', '') and hasattr(control.style, 'description_width')
-    if named and not isinstance(control, widgets.ToggleButtons): control.style.description_width = '7em'
+    if named and not isinstance(control, widgets.ToggleButtons): control.style.description_width = '8.5em'
 
 class Frame(widgets.VBox):
     "Controls at the left, a line of text and a picture at the right, more below; errors as a red line."

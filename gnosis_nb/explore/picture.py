@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['MISSING', 'StillPicture', 'Picture', 'make_picture']
 
-# %% ../../nbs/70a_explore.picture.ipynb #0f687fcf
+# %% ../../nbs/70a_explore.picture.ipynb #4bc000e4
 from collections.abc import Callable
 
 import ipywidgets as widgets
 import traitlets
-from fastcore.basics import patch
 
 from .chart import Chart
 

@@ -6,12 +6,11 @@
 __all__ = ['ImageSample', 'image_source', 'image_pixels', 'image_classes', 'first_images', 'member_logits', 'soften',
            'class_list', 'label_name', 'likely_classes', 'choose_images', 'temperature_slider', 'temperature_lab']
 
-# %% ../../nbs/71_explore.predictions.ipynb #61db10ae
+# %% ../../nbs/71_explore.predictions.ipynb #6f05633a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ipywidgets as widgets
-import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders

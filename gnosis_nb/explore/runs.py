@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['curves_axes', 'find_command', 'run_command', 'run_details', 'grid_table', 'run_browser']
 
-# %% ../../nbs/72_explore.runs.ipynb #2cfd7e0d
+# %% ../../nbs/72_explore.runs.ipynb #2708991d
 import html
 import shlex
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from pathlib import Path
 import ipywidgets as widgets
 import pandas as pd
 
-from ..cli import COMMANDS, compose
+from ..cli import compose
 from ..curves import metric_name, read_curves
 from .chart import Axes, Chart, Line, Points
 from .panel import as_html, show
@@ -86,7 +86,7 @@ def _plot_runs(df, labels, x, y):
     note = '' if marks else 'no run has both results'
     return Chart([Axes(marks, xlabel=_result_label(x), ylabel=_result_label(y), note=note)], [4.2])
 
-# %% ../../nbs/72_explore.runs.ipynb #ce185e7e
+# %% ../../nbs/72_explore.runs.ipynb #d1928c11
 def _command_name(config):
     if 'density_model' in config and 'teacher' not in config: return 'image_generation'
     return 'image_classification' if 'augmentation' in config else 'text_classification'
@@ -94,9 +94,9 @@ def _command_name(config):
 def _word(value):
     "A value as on the command line."
     if value is None: return 'null'
-    text = str(value)
-    if not isinstance(value, (bool, list, dict)): return text
-    return text.replace('True', 'true').replace('False', 'false')
+    if isinstance(value, bool): return str(value).lower()
+    if isinstance(value, list): return f"[{','.join(map(_word, value))}]"
+    return str(value)
 
 def _differing(config, overrides, command):
     "Overrides for what settings have that these overrides do not give."
@@ -161,7 +161,7 @@ def run_details(
     text += _details(f'settings of run {i}', f'<pre>{html.escape(config)}</pre>')
     return text + _details(f'files of run {i}', _files(folder))
 
-# %% ../../nbs/72_explore.runs.ipynb #354931b8
+# %% ../../nbs/72_explore.runs.ipynb #124e8da1
 def grid_table(
     df:pd.DataFrame, # of `find_runs`
 )->pd.DataFrame: # index `run`
@@ -177,17 +177,22 @@ def grid_table(
              for c, s in zip(table, short)}
     return table.rename(columns=names).rename_axis(index='run').round(4)
 
+_NARROW = '''.gnosis-grid thead input {width: 6em; color: inherit; background: transparent}
+.gnosis-grid {width: 100%}'''
+
 class _Grid:
     "A data grid whose chosen rows are told by their indices."
     def __init__(self, table, chosen:Callable):
-        look = dict(column_filters='header', select=True, scrollX=True, paging=True, pageLength=10,
-                    lengthMenu=[5, 10, 25, 100], classes='display compact nowrap', showIndex=True,
+        self.look = dict(column_filters='header', select=True, scrollX=True, paging=True, pageLength=10,
+                    lengthMenu=[5, 10, 25, 100], classes='display compact nowrap', showIndex=False,
                     layout=dict(topStart='buttons', topEnd='pageLength', bottomEnd='paging',
                                 bottomStart='info'),
                     buttons=[dict(extend='colvis', text='columns'), dict(extend='copyHtml5', text='copy'),
                              dict(extend='csvHtml5', text='CSV')], fixedColumns=dict(start=2),
                     allow_html=False, maxBytes=0)
-        self.table, self.widget = table, ITable(table, **look)
+        self.table, self.widget = table, ITable(table.reset_index(), **self.look)
+        self.widget.add_class('gnosis-grid')
+        self.style = widgets.HTML(f'<style>{_NARROW}</style>')
         def tell(change): chosen(tuple(self.table.index[o] for o in change.new))
         self.widget.observe(tell, 'selected_rows')
 
@@ -195,7 +200,7 @@ class _Grid:
         if table.index.equals(self.table.index): return
         self.table = table
         self.widget.selected_rows = []
-        self.widget.update(table)
+        self.widget.update(table.reset_index(), **self.look)
 
     def choose(self, indices):
         rows = [self.table.index.get_loc(i) for i in indices if i in self.table.index]
@@ -243,7 +248,7 @@ def _draw_runs(df, labels, filter, x, y, network, runs):
     if ITable is None: text += as_html(grid_table(shown) if len(shown) else shown, line)
     return chart, line, text
 
-# %% ../../nbs/72_explore.runs.ipynb #e58401a9
+# %% ../../nbs/72_explore.runs.ipynb #19ba0263
 def _load(root):
     "The runs of a folder, their labels, and what can be drawn of them."
     df = find_runs(root)
@@ -288,4 +293,4 @@ def run_browser(
     follow = dict(filter=narrow_runs, x=renew_metrics, network=renew_metrics)
     if grid: follow['runs'] = grid.choose
     return show(lambda **values: _draw_runs(df, labels, **values), c, static, follow=follow, clicked=clicked,
-                above=[grid.widget] if grid else [])
+                above=[grid.style, grid.widget] if grid else [])

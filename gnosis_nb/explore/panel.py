@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['as_html', 'Frame', 'Panel', 'can_show', 'show']
 
-# %% ../../nbs/70b_explore.panel.ipynb #1f5c27bf
+# %% ../../nbs/70b_explore.panel.ipynb #cbb0803b
 import base64
 import html
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +14,7 @@ from functools import wraps
 
 import ipywidgets as widgets
 import pandas as pd
+import traitlets
 from IPython import get_ipython
 
 from .picture import MISSING, StillPicture, make_picture
@@ -32,7 +33,7 @@ def as_html(
     return ("<div class='jp-RenderedHTMLCommon' style='overflow-x: auto; white-space: nowrap'>"
             f"{title}{text}</div>")
 
-# %% ../../nbs/70b_explore.panel.ipynb #42d1adb1
+# %% ../../nbs/70b_explore.panel.ipynb #f9dd4b3c
 _WIDE = '23em' # of the column of controls
 
 def _fit(control):
@@ -40,6 +41,15 @@ def _fit(control):
     control.layout.width = control.layout.width or 'auto'
     named = getattr(control, 'description', '') and hasattr(control.style, 'description_width')
     if named and not isinstance(control, widgets.ToggleButtons): control.style.description_width = '8.5em'
+
+class _Explained(widgets.VBox):
+    "A control whose tooltip is shown wherever the mouse rests on it; most widgets show theirs nowhere."
+    description = traitlets.Unicode('').tag(sync=True) # where this is empty, the page shows the tooltip
+
+    def __init__(self, control):
+        super().__init__([control], tooltip=control.tooltip)
+
+def _explained(control): return _Explained(control) if getattr(control, 'tooltip', None) else control
 
 class Frame(widgets.VBox):
     "Controls at the left, a line of text and a picture at the right, more below; errors as a red line."
@@ -50,7 +60,8 @@ class Frame(widgets.VBox):
         self.status, self.problem, self.picture = widgets.HTML(), widgets.HTML(), make_picture()
         self.depth, self.blamed = 0, None # guarded functions within each other, and which has failed
         for o in controls: _fit(o)
-        left = widgets.VBox(list(controls), layout=dict(flex=f'0 0 {_WIDE}', padding='0 8px 0 0'))
+        left = widgets.VBox([_explained(o) for o in controls], layout=dict(flex=f'0 0 {_WIDE}', padding='0 8px 0 0'))
+        left.add_class('gnosis-controls')
         notice = [widgets.HTML(html.escape(MISSING))] if isinstance(self.picture, StillPicture) else []
         self.right = widgets.VBox([self.status, self.problem, self.picture, *notice],
                                   layout=dict(flex='1 1 26em', min_width='20em', overflow='hidden'))

@@ -91,7 +91,7 @@ def find_disagreements(
     pixels = image_pixels(source, x.to(device)) if len(x) else x
     return Disagreements(table, pixels, log_t.exp(), log_s.exp(), names, total)
 
-# %% ../../nbs/71a_explore.differences.ipynb #d7aa5f45
+# %% ../../nbs/71a_explore.differences.ipynb #eaaf73ff
 def _most_seen(found, most=15):
     "The classes that occur in disagreements, the most frequent ones if there are many, in their order."
     counts = pd.concat([found.table.teacher, found.table.student]).value_counts()
@@ -108,7 +108,7 @@ def confusion(
 
 def _confusion_axes(found):
     table = confusion(found)
-    hover = [[f'teacher {t}, student {s}: {n} images<br>click to see only these' for s, n in row.items()]
+    hover = [[f'teacher {t}, student {s}; images: {n}<br>click to see only these' for s, n in row.items()]
              for t, row in table.iterrows()]
     cells = Cells(table.to_numpy(), list(table.columns), list(table.index), hover)
     note = '' if len(table) else 'none'

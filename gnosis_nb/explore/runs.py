@@ -161,7 +161,7 @@ def run_details(
     text += _details(f'settings of run {i}', f'<pre>{html.escape(config)}</pre>')
     return text + _details(f'files of run {i}', _files(folder))
 
-# %% ../../nbs/72_explore.runs.ipynb #124e8da1
+# %% ../../nbs/72_explore.runs.ipynb #2820dfd3
 def grid_table(
     df:pd.DataFrame, # of `find_runs`
 )->pd.DataFrame: # index `run`
@@ -177,13 +177,13 @@ def grid_table(
              for c, s in zip(table, short)}
     return table.rename(columns=names).rename_axis(index='run').round(4)
 
-_NARROW = '''.gnosis-grid thead input {width: 6em; color: inherit; background: transparent}
+_NARROW = '''.gnosis-grid tfoot input {width: 6em; color: inherit; background: transparent}
 .gnosis-grid {width: 100%}'''
 
 class _Grid:
     "A data grid whose chosen rows are told by their indices."
     def __init__(self, table, chosen:Callable):
-        self.look = dict(column_filters='header', select=True, scrollX=True, paging=True, pageLength=10,
+        self.look = dict(column_filters='footer', select=True, scrollX=True, paging=True, pageLength=10,
                     lengthMenu=[5, 10, 25, 100], classes='display compact nowrap', showIndex=False,
                     layout=dict(topStart='buttons', topEnd='pageLength', bottomEnd='paging',
                                 bottomStart='info'),

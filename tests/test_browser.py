@@ -354,7 +354,7 @@ def test_a_run_started_elsewhere_is_watched(page):
     wait(page, live, '[...o.querySelectorAll("option")].some(c => c.textContent.startsWith("done: "))')
     menu = live.get_by_label('watch')
     menu.select_option(menu.locator('option', has_text='done: ').first.inner_text())
-    says(page, live, 'done; student, epoch 2; 4 of 4 in all')
+    says(page, live, 'done; student, epoch 2; (2 of 2|4 of 4) in all')
     menu.select_option('the run of this form')
     says(page, live, 'interrupted')
 
@@ -372,12 +372,12 @@ def theme(page, name):
 
 def test_pictures_follow_the_theme(page):
     lab = panel(page, 'temperature_lab')
-    def ink(): return [int(c) for c in re.findall(r'\d+', lab.locator('.ytick text').first.evaluate(
+    def ink(): return [int(c) for c in re.findall(r'\d+', lab.locator('.gtitle').first.evaluate(
         'o => getComputedStyle(o).fill'))[:3]]
     assert max(ink()) < 128
     theme(page, 'Dark')
     try:
-        light = '(c => c[0] > 128)(getComputedStyle(o.querySelector(".ytick text")).fill.match(/\\d+/g))'
+        light = '(c => c[0] > 128)(getComputedStyle(o.querySelector(".gtitle")).fill.match(/\\d+/g))'
         wait(page, lab, light)
         assert drawn(page, lab, 'layout.paper_bgcolor') == 'rgba(0,0,0,0)'
         for call in PANELS: shot(panel(page, call), f'{call}_dark')

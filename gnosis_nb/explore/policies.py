@@ -19,10 +19,10 @@ from .chart import Axes, Chart, Pictures
 from .panel import as_html, show
 from .predictions import choose_images, class_list, member_logits, soften, temperature_slider
 
-# %% ../../nbs/75_explore.policies.ipynb #02cf59af
-def _policy_batch(blocks, sets, rows, seed=0):
+# %% ../../nbs/75_explore.policies.ipynb #1efb57af
+def _policy_batch(blocks, sets, rows, seed=0, normalization='unitcube'):
     "What a policy makes of these training images: inputs [n, C, H, W], pixels, and where each comes from."
-    block = DistillBlock(*blocks)
+    block = DistillBlock(*blocks, normalization=normalization)
     dl = block.loader(replace(sets, train=sets.train.subset(list(rows))), bs=len(rows), seed=seed)
     indices = [torch.arange(min(len(rows), len(o.dataset))) for o in dl.parts] # in order
     x, _, _ = next(dl.batches([indices], workers=0))
@@ -49,7 +49,7 @@ def _before_and_after(made, classes, rows):
     columns = {name: [_top(p, names) for p in probs] for name, (_, probs) in made.items()}
     return pd.DataFrame(columns, index=pd.Index(list(rows), name='image'))
 
-# %% ../../nbs/75_explore.policies.ipynb #35a5b23d
+# %% ../../nbs/75_explore.policies.ipynb #e1e72318
 def _plot_policies(made, classes):
     "Rows of images, from names to (pixels [n, C, H, W], distributions [n, classes] or None)."
     n, names = max(len(pixels) for pixels, _ in made.values()), class_list(classes, 0)
@@ -64,17 +64,17 @@ def _plot_policies(made, classes):
     pictures = Pictures(pixels, titles, n, [o.replace('_', ' ') for o in made], hover)
     return Chart([Axes([pictures])], [1.05*len(made)], width=1.1*n + 1)
 
-def _apply_policies(policies, sets, rows, seed, teacher, temp):
+def _apply_policies(policies, sets, rows, seed, teacher, temp, normalization='unitcube'):
     "For the images as they are and for each policy: pixels, and the teacher's distributions or None."
     made = {}
     for name, blocks in {'as they are': [], **policies}.items():
-        x, pixels, _ = _policy_batch(blocks, sets, rows, seed)
+        x, pixels, _ = _policy_batch(blocks, sets, rows, seed, normalization)
         n = len(rows) # images from other sources come after these
         probs = None if teacher is None else soften(member_logits(teacher, x)['teacher'], temp=temp)[:n]
         made[name] = pixels[:n], probs
     return made
 
-# %% ../../nbs/75_explore.policies.ipynb #d4115f19
+# %% ../../nbs/75_explore.policies.ipynb #11de60ab
 _DRAW = 'Another number is another random draw of the policies: other rotations, other partners to mix with'
 _MEANING = ('<p>Same top class: the share of these images whose most probable class is the one of the image '
             'as it is. KL: how far the prediction is from that one.</p>')
@@ -85,6 +85,7 @@ def augmentation_viewer(
     teacher=None, # returns logits [n, classes] or [n, m, classes]; None: images only
     n:int=32, # images to choose from
     temp:float=1., # temperature τ of the predictions, in [1/4, 32]
+    normalization:str='unitcube', # that the teacher was trained with: 'unitcube', 'zscore' or 'imagenet'
     static:bool|None=None, # as for `show`
 ): # Panel or Sheet
     "What each policy makes of chosen images, and of the teacher's predictions for them."
@@ -100,7 +101,8 @@ def augmentation_viewer(
     def draw(policies, images, seed, temp):
         if not 2 <= len(images) <= 10:
             raise ValueError(f"images={len(images)}: expected 2 to 10 images to be chosen")
-        made = _apply_policies({k: blocks[k] for k in policies}, sets, images, seed, teacher, temp)
+        chosen = {k: blocks[k] for k in policies}
+        made = _apply_policies(chosen, sets, images, seed, teacher, temp, normalization)
         chart, line = _plot_policies(made, classes), f'{len(policies)} policies, draw {seed}'
         if teacher is None: return chart, line, ''
         before = made['as they are'][1]

@@ -33,7 +33,7 @@ def as_html(
     return ("<div class='jp-RenderedHTMLCommon' style='overflow-x: auto; white-space: nowrap'>"
             f"{title}{text}</div>")
 
-# %% ../../nbs/70b_explore.panel.ipynb #f9dd4b3c
+# %% ../../nbs/70b_explore.panel.ipynb #4347a678
 _WIDE = '23em' # of the column of controls
 
 def _fit(control):
@@ -60,7 +60,8 @@ class Frame(widgets.VBox):
         self.status, self.problem, self.picture = widgets.HTML(), widgets.HTML(), make_picture()
         self.depth, self.blamed = 0, None # guarded functions within each other, and which has failed
         for o in controls: _fit(o)
-        left = widgets.VBox([_explained(o) for o in controls], layout=dict(flex=f'0 0 {_WIDE}', padding='0 8px 0 0'))
+        left = widgets.VBox([_explained(o) for o in controls],
+                            layout=dict(flex=f'0 0 {_WIDE}', padding='0 8px 0 0'))
         left.add_class('gnosis-controls')
         notice = [widgets.HTML(html.escape(MISSING))] if isinstance(self.picture, StillPicture) else []
         self.right = widgets.VBox([self.status, self.problem, self.picture, *notice],

@@ -161,7 +161,7 @@ def run_details(
     text += _details(f'settings of run {i}', f'<pre>{html.escape(config)}</pre>')
     return text + _details(f'files of run {i}', _files(folder))
 
-# %% ../../nbs/72_explore.runs.ipynb #2820dfd3
+# %% ../../nbs/72_explore.runs.ipynb #a44c3a39
 def grid_table(
     df:pd.DataFrame, # of `find_runs`
 )->pd.DataFrame: # index `run`
@@ -189,7 +189,7 @@ class _Grid:
                                 bottomStart='info'),
                     buttons=[dict(extend='colvis', text='columns'), dict(extend='copyHtml5', text='copy'),
                              dict(extend='csvHtml5', text='CSV')], fixedColumns=dict(start=2),
-                    allow_html=False, maxBytes=0)
+                    allow_html=False, maxBytes=0, text_in_header_can_be_selected=False)
         self.table, self.widget = table, ITable(table.reset_index(), **self.look)
         self.widget.add_class('gnosis-grid')
         self.style = widgets.HTML(f'<style>{_NARROW}</style>')

@@ -131,7 +131,7 @@ class Chart:
     width:float=6. # inches, on a page
     title:str='' # above all
 
-# %% ../../nbs/70_explore.chart.ipynb #09f13e06
+# %% ../../nbs/70_explore.chart.ipynb #8e87c19e
 def _color(color): return PALETTE[color % len(PALETTE)] if isinstance(color, int) else color
 
 def _plot_bars(ax, o): ax.bar(o.x, o.y, o.width, label=o.name or None, color=_color(o.color))
@@ -143,10 +143,10 @@ def _plot_line(ax, o):
 
 def _plot_points(ax, o):
     color, size = _color(o.color), o.size**2/2
-    if o.symbol == 'x': ax.scatter(o.x, o.y, 1.6*size, 'white', 'x', lw=4, zorder=4) # seen on any ground
+    if o.symbol == 'x': ax.scatter(o.x, o.y, 1.6*size, 'white', marker='x', lw=4, zorder=4) # on any ground
     edge = dict(edgecolors='white', linewidths=.5) if o.symbol == 'circle' else dict(linewidths=1.5)
     symbol = {'circle': 'o'}.get(o.symbol, o.symbol)
-    ax.scatter(o.x, o.y, size, color, symbol, label=o.name or None, zorder=4, **edge)
+    ax.scatter(o.x, o.y, size, color, marker=symbol, label=o.name or None, zorder=4, **edge)
     if o.dx is not None: ax.errorbar(o.x, o.y, o.dy, o.dx, fmt='none', color=color, capsize=2)
     for x, y, text in zip(o.x, o.y, o.texts):
         ax.annotate(text, (x, y), xytext=(5, 5), textcoords='offset points', color='white', fontsize=8,

@@ -352,9 +352,9 @@ def test_live_run_is_started_and_stopped(page, capsys):
 def test_a_run_started_elsewhere_is_watched(page):
     live = panel(page, 'live_run')
     press(live, 'Look for runs again')
-    wait(page, live, '[...o.querySelectorAll("option")].some(c => c.textContent.startsWith("done: "))')
+    wait(page, live, '[...o.querySelectorAll("option")].some(c => c.textContent.startsWith("done:"))')
     menu = live.get_by_label('watch')
-    menu.select_option(menu.locator('option', has_text='done: ').first.inner_text())
+    menu.select_option(menu.locator('option', has_text='done:').first.get_attribute('value'))
     says(page, live, 'done; student, epoch 2; (2 of 2|4 of 4) in all')
     menu.select_option('the run of this form')
     says(page, live, 'interrupted')

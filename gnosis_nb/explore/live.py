@@ -146,7 +146,7 @@ def list_folders(
     found.sort(key=lambda o: o[:2], reverse=True)
     return [(f"{state}: {'/'.join(folder.parts[-2:])}", str(folder)) for _, _, state, folder in found[:most]]
 
-# %% ../../nbs/74_explore.live.ipynb #d8dba6eb
+# %% ../../nbs/74_explore.live.ipynb #415205fb
 _GROUPS = dict(
     image_classification=('dataset', 'classifier', 'policy', 'loss', 'scale'),
     text_classification=('dataset', 'classifier', 'loss', 'scale'),
@@ -154,7 +154,7 @@ _GROUPS = dict(
 _NAMES = { # setting: what a person would call it
     'trial_id': 'trial', 'teacher.num_components': 'teachers', 'trainer.num_epochs': 'epochs',
     'trainer.eval_period': 'evaluate every', 'trainer.optimizer.lr': 'learning rate',
-    'distill_loader.temp': 'temperature τ', 'loss.alpha': 'weight of labels α',
+    'distill_loader.temp': 'temperature τ', 'loss.alpha': 'labels α',
     'trainer.num_gen_updates': 'updates'}
 _CLASSIFICATION = ('trial_id', 'teacher.num_components', 'trainer.num_epochs', 'trainer.eval_period',
                    'trainer.optimizer.lr', 'distill_loader.temp', 'loss.alpha')

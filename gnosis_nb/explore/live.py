@@ -240,7 +240,7 @@ class CommandProcess:
         self.log.seek(0)
         return '\n'.join(self.log.read().splitlines()[-lines:])
 
-# %% ../../nbs/74_explore.live.ipynb #e6bc3ea2
+# %% ../../nbs/74_explore.live.ipynb #7349961f
 _BUTTONS = dict(Start='Start the command below', Stop='As Ctrl-C: it keeps its state',
                 Resume='Go on with what it has kept')
 
@@ -287,10 +287,12 @@ class LiveRun(Frame):
         "Offer the runs below `data_dir`."
         chosen, found = self.watched.value, list_folders(self.settings['data_dir'])
         self.watched.options = [('the run of this form', ''), *found]
-        if chosen in [o[1] for o in found]: self.watched.value = chosen
+        self.watched.index = None # the page shows nothing if it is told the index that it has
+        self.watched.value = chosen if chosen in [o[1] for o in found] else ''
 
     def watch(self):
         "Follow the chosen run for as long as it runs."
+        if self.watched.value is None: return # new runs are being offered
         self.refresh()
         self._begin_to_follow()
 

@@ -439,7 +439,7 @@ def _axes_of_pictures(o, xaxis, yaxis, number):
     yaxis.update(plain, tickmode='array', ticktext=list(o.rows),
                  tickvals=[i*_CELL[1] + .5 for i in range(len(o.rows))])
 
-# %% ../../nbs/70_explore.chart.ipynb #faba8962
+# %% ../../nbs/70_explore.chart.ipynb #354c02dd
 def _remarks(o, x, y):
     "Title and note of axes, and the texts beside points, as Plotly's annotations."
     place = dict(xref='paper', yref='paper', showarrow=False, font=dict(size=12))
@@ -460,7 +460,8 @@ def _begin_layout(chart, height):
     return layout | (dict(title=title) if chart.title else {})
 
 def _legend_below(o, x, y, height):
-    below = y[0] - (46 if o.xlabel else 24)/height
+    ticks = 12 + 6*max(map(len, o.xticks[1])) if o.upright and o.xticks else 22
+    below = y[0] - (ticks + (24 if o.xlabel else 2))/height
     return dict(x=x[0], y=below, xanchor='left', yanchor='top', orientation='h', font=dict(size=11),
                 bgcolor='rgba(0,0,0,0)')
 

@@ -30,7 +30,7 @@ check: lint  ## lint, then fails when notebooks, package and README are not in s
 torchtext: .venv-torchtext/.lib  ## the built-in tokeniser and vocabulary against torchtext's, on all of IMDB where it is in data/datasets
 	OMP_NUM_THREADS=1 .venv-torchtext/bin/python -m pytest -q tests/test_torchtext.py
 
-lab: .venv/.dev  ## JupyterLab on the notebooks
+lab: .venv/.lab  ## JupyterLab on the notebooks, without the development tools
 	jupyter lab --notebook-dir=nbs $(LAB_FLAGS)
 
 readme: .venv/.dev  ## README.md from nbs/index.ipynb
@@ -49,11 +49,17 @@ clean:
 	$(BIN)/python -m pip install -e .
 	touch $@
 
+.venv/.lab: settings.ini setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q uv   # needs a third of pip's time
+	$(BIN)/uv pip install -q --python $(BIN)/python -e '.[lab]' || $(BIN)/python -m pip install -e '.[lab]'
+	touch .venv/.lib $@
+
 .venv/.dev: settings.ini setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q uv   # needs a third of pip's time
 	$(BIN)/uv pip install -q --python $(BIN)/python -e '.[dev]' || $(BIN)/python -m pip install -e '.[dev]'
-	touch .venv/.lib $@
+	touch .venv/.lib .venv/.lab $@
 
 # torchtext's last release wants an older torch: an environment of its own.
 .venv-torchtext/.lib: settings.ini setup.py

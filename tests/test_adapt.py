@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gnosis_nb.adapt import Batches
 from gnosis_nb.cka import cka_matrix, stage_cka
-from gnosis_nb.explore.predictions import find_disagreements, first_images, member_logits
+from gnosis_nb.explore.differences import find_disagreements
+from gnosis_nb.explore.predictions import first_images, member_logits
 from gnosis_nb.fidelity import predictions
 from gnosis_nb.landscape import loss_line
 from gnosis_nb.learner import student_learner, teacher_learner

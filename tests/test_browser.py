@@ -74,7 +74,7 @@ CELLS_ARE_RUN = """() => [...document.querySelectorAll(".jp-Notebook .jp-CodeCel
 def page(lab, chromium):
     "The notebook, all of its cells run."
     SHOTS.mkdir(exist_ok=True)
-    page = chromium.new_page(viewport=dict(width=1400, height=1100))
+    page = chromium.new_page(viewport=dict(width=1400, height=900))
     page.set_default_timeout(120_000)                                     # a guard, for busy machines
     page.goto(lab)
     page.wait_for_function('window.jupyterapp && document.querySelectorAll(".jp-CodeCell").length > 5')
@@ -93,122 +93,304 @@ def panel(page, call):
     i, = [i for i, source in enumerate(cells) if source.splitlines()[-1].startswith(f'{call}(')]
     return page.locator('.jp-CodeCell').nth(i).locator('.jp-OutputArea-output:has(.widget-box)')
 
-def picture(o): return o.locator('img').first.get_attribute('src')
 def wait(page, o, condition, *args):
     "Wait for a condition in JavaScript on an element `o` and arguments `a`, `b`."
     page.wait_for_function(f'([o, a, b]) => {condition}', arg=[o.element_handle(), *args])
-def changed(page, o, before): wait(page, o, 'o.querySelector("img").src !== a', before)
 def says(page, o, text): wait(page, o, 'new RegExp(a).test(o.textContent)', text)
 def says_no_more(page, o, text): wait(page, o, '!(new RegExp(a).test(o.textContent))', text)
 def shot(o, name): o.scroll_into_view_if_needed(); o.screenshot(path=SHOTS/f'{name}.png')
 
+DRAWN = 'o.querySelector(".gnosis-picture")'
+def picture(o): return o.locator('.gnosis-picture').first
+def frames(o): return int(picture(o).get_attribute('data-frames'))
+def changed(page, o, before): wait(page, o, f'+{DRAWN}.dataset.frames > a', before)
+def drawn(page, o, count):
+    "Do what `count` says about the traces and layout that the page shows."
+    return o.evaluate(f'o => (({{data, layout}}) => {count})({DRAWN})')
+
+def point(page, o, axes, x, y):
+    "Where coordinates of a picture's axes are on the screen."
+    picture(o).scroll_into_view_if_needed()
+    x, y = o.evaluate(f"""(o, [axes, x, y]) => {{
+        const box = {DRAWN}, l = box._fullLayout, r = box.getBoundingClientRect()
+        return [r.x + l['xaxis' + axes]._offset + l['xaxis' + axes].c2p(x),
+                r.y + l['yaxis' + axes]._offset + l['yaxis' + axes].c2p(y)]}}""", [axes, x, y])
+    return x, y
+
+def first_point(page, o, axes, trace):
+    x, y = o.evaluate(f'(o, i) => {{ const t = {DRAWN}._fullData[i]; return [t.x[0], t.y[0]] }}', trace)
+    return point(page, o, axes, x, y)
+
+PANELS = ['temperature_lab', 'disagreements', 'augmentation_viewer', 'landscape_viewer', 'run_browser',
+          'live_run']
 MEAN = 'parseFloat(/mean entropy ([\\d.]+)/.exec(o.textContent)[1])'
 def entropy(o): return float(re.search(r'mean entropy ([\d.]+)', o.inner_text())[1])
 
 
-def test_temperature(page):
+@pytest.mark.parametrize('call', PANELS)
+def test_controls_are_beside_the_picture_and_all_fits(page, call):
+    "Controls at the left, nothing cut; controls and picture in one view of 1,400 × 900."
+    o = panel(page, call)
+    wait(page, o, f'+{DRAWN}.dataset.frames > 0')
+    controls, shown = o.locator('.widget-hbox > .widget-vbox').first.bounding_box(), picture(o).bounding_box()
+    assert controls['x'] + controls['width'] <= shown['x'] + 1
+    bottom = max(b['y'] + b['height'] for b in (controls, shown))
+    assert bottom - min(controls['y'], shown['y']) < 780                     # what JupyterLab leaves of 900
+    assert o.evaluate('o => o.scrollWidth <= o.clientWidth + 1')
+    shot(o, f'{call}_light')
+
+@pytest.mark.parametrize('call', PANELS)
+def test_every_control_has_a_tooltip(page, call):
+    bare = panel(page, call).evaluate("""o =>
+        [...o.querySelectorAll('.gnosis-controls :is(input, select, button, .noUi-handle)')]
+        .filter(c => !c.closest('[title]:not([title=""])')).map(c => c.outerHTML)""")
+    assert bare == []
+
+def drag(page, handle, seconds, reach=45):
+    "Move a handle to and fro; how many moves there were."
+    handle.scroll_into_view_if_needed()
+    b, n, end = handle.bounding_box(), 0, time.time() + seconds
+    x, y = b['x'] + b['width']/2, b['y'] + b['height']/2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    while time.time() < end:
+        page.mouse.move(x + reach*((n % 40) - 20)/20, y)
+        n += 1
+    page.mouse.up()
+    return n
+
+def test_temperature_follows_the_hand(page, capsys):
     lab = panel(page, 'temperature_lab')
-    shot(lab, 'temperature_first')
-    before, warm = picture(lab), entropy(lab)
-    handle = lab.locator('.widget-hslider', has_text='τ').locator('.noUi-handle')
-    handle.focus()
-    for _ in range(8): handle.press('ArrowLeft')
-    changed(page, lab, before)
-    wait(page, lab, f'{MEAN} < a - .2', warm)
-    shot(lab, 'temperature_lower')
+    before, warm = frames(lab), entropy(lab)
+    start = time.time()
+    moves = drag(page, lab.locator('.widget-hslider', has_text='τ').locator('.noUi-handle'), 3)
+    changed(page, lab, before + 5)
+    rate = (frames(lab) - before)/(time.time() - start)
+    with capsys.disabled(): print(f'\nτ slider: {rate:.1f} frames/s, {moves} moves of the mouse in 3 s')
+    wait(page, lab, f'{MEAN} !== a', warm)
+    title = re.search(r'τ = [\d.]+', drawn(page, lab, 'layout.title.text'))[0]
+    wait(page, lab, 'o.querySelector(".widget-html").textContent.includes(a)', title)
 
 def test_teacher_is_chosen(page):
     lab = panel(page, 'temperature_lab')
     before = entropy(lab)
-    lab.locator('select').nth(1).select_option('depth 14')
+    lab.get_by_label('teacher').select_option('depth 14')
     wait(page, lab, f'{MEAN} !== a', before)
 
-def test_disagreements(page):
+def test_an_error_is_a_red_line_with_its_type(page):
+    lab = panel(page, 'temperature_lab')
+    images = lab.get_by_label('images')
+    def choose(n):
+        options = images.locator('option').evaluate_all(f'all => all.slice(0, {n}).map(o => o.value)')
+        images.select_option(options)
+    choose(9)
+    says(page, lab, 'ValueError: images=9: expected 1 to 8 images')
+    color = lab.locator('b', has_text='ValueError').evaluate('o => getComputedStyle(o).color')
+    red, green, blue = map(int, re.findall(r'\d+', color)[:3])
+    assert red > 150 > green and red > 150 > blue
+    choose(5)
+    says_no_more(page, lab, 'ValueError')
+
+def test_disagreements_by_page_and_as_a_grid(page):
     found = panel(page, 'disagreements')
-    before = picture(found)
+    titles = drawn(page, found, 'JSON.stringify(layout.annotations)')
+    assert re.search(r'teacher \d \(\d.\d\d\), student \d', titles)
+    before = frames(found)
     found.get_by_role('button', name='next').click()
-    changed(page, found, before)
     says(page, found, 'page 2 of')
-    shot(found, 'disagreements_page_2')
+    changed(page, found, before)
+    found.get_by_role('button', name='grid').click()
+    says(page, found, 'page 1 of')
+    wait(page, found, f'{DRAWN}.data.filter(t => t.type === "bar").length === 0')
+    shot(found, 'disagreements_grid')
+    found.get_by_role('button', name='list').click()
+    wait(page, found, f'{DRAWN}.data.filter(t => t.type === "bar").length > 0')
+
+def test_a_click_on_the_matrix_leaves_its_images(page):
+    found = panel(page, 'disagreements')
+    row, column, n = drawn(page, found, """data[0].z.flatMap((r, i) => r.map((v, j) => [i, j, v]))
+                                           .find(o => o[2] > 0)""")
+    page.mouse.click(*point(page, found, '', column, row))
+    says(page, found, rf'(?<!\d){n:g} of \d+ disagreements')
+    shot(found, 'disagreements_clicked')
+    for menu in ('teacher says', 'student says'): found.get_by_label(menu).select_option('any')
+
+def test_a_click_on_a_point_opens_its_image(page):
+    found = panel(page, 'disagreements')
+    says_no_more(page, found, 'open: row')
+    page.mouse.click(*first_point(page, found, 2, 2))
+    says(page, found, 'open: row \\d+')
+    wait(page, found, f'{DRAWN}.data.filter(t => t.type === "image").length === 1')
+    found.get_by_label('image').select_option('all')
 
 def test_policies(page):
     viewer = panel(page, 'augmentation_viewer')
-    before = picture(viewer)
-    viewer.locator('.widget-hslider', has_text='draw').locator('.noUi-handle').press('ArrowRight')
+    before = frames(viewer)
+    viewer.locator('.widget-hslider', has_text='random draw').locator('.noUi-handle').press('ArrowRight')
     changed(page, viewer, before)
-    shot(viewer, 'policies')
+    says(page, viewer, 'draw 1')
+    page.mouse.move(*first_point(page, viewer, '', 1))
+    wait(page, viewer, f'/as it is: .+, .+, /.test({DRAWN}.querySelector(".hoverlayer").textContent)')
 
 def test_landscape_along_the_line(page):
     plane = panel(page, 'landscape_viewer')
-    before = picture(plane)
+    before = frames(plane)
     handle = plane.locator('.widget-hslider', has_text='λ').locator('.noUi-handle')
     for _ in range(5): handle.press('PageUp')
     changed(page, plane, before)
-    assert '(0.00, 0.00)' not in plane.inner_text()
-    shot(plane, 'plane')
+    says_no_more(page, plane, 'At \\(0.00, 0.00\\)')
 
 def test_landscape_is_read_by_pointing(page):
     plane = panel(page, 'landscape_viewer')
-    shown = plane.locator('img').first
-    shown.scroll_into_view_if_needed()
-    box = shown.bounding_box()
-    def at(x, y): return box['x'] + x*box['width'], box['y'] + y*box['height']     # shares of the picture
-    nearest = re.compile(r'grid \((-?[\d.]+), (-?[\d.]+)\): \w+ ([\d.]+)')
-    def point(): return nearest.search(plane.inner_text()).groups()
-    page.mouse.move(*at(.2, .5))
-    says(page, plane, 'nearest point of the grid')
-    left, before = point(), picture(plane)
-    place = re.escape(f'({left[0]}, {left[1]})')
-    page.mouse.move(*at(.3, .3))
-    says_no_more(page, plane, place)
-    right = point()
-    assert float(right[0]) > float(left[0]) and float(right[1]) > float(left[1]) and right[2] != left[2]
-    assert picture(plane) == before
-    def near(x): return '|'.join(re.escape(f'{float(x) + i/100:.2f}') for i in (-2, -1, 0, 1, 2))
-    page.mouse.click(*at(.2, .5))
+    hover = f'{DRAWN}.querySelector(".hoverlayer").textContent'
+    x, y = drawn(page, plane, '[data[0].x[2], data[0].y[4]]')
+    before = frames(plane)
+    page.mouse.move(*point(page, plane, '', x, y))
+    wait(page, plane, f'/kl \\d/.test({hover})')
+    assert frames(plane) == before                                           # the kernel is not asked
+    page.mouse.click(*point(page, plane, '', x, y))
     changed(page, plane, before)
-    says(page, plane, rf'kl\s*\(({near(left[0])}), ({near(left[1])})\)')   # in the table; sliders have steps
+    says(page, plane, re.escape(f'At ({x:.2f}, ').replace('\\-', '-'))
     shot(plane, 'plane_clicked')
 
-def test_runs_are_filtered(page):
+def write(page, o, text):
+    field = o.get_by_role('textbox', name='filter')
+    field.fill(text)
+    field.press('Enter')
+
+FILTERS = [('policy=mixup', 2), ('trial_id=0', 2), ('policy=mixup, trial_id=1', 1), ('mixup', 2),
+           ('nonsense', 0), ('', 4)]
+
+@pytest.mark.parametrize('text,n', FILTERS)
+def test_runs_are_filtered_by_what_labels_say(page, text, n):
     runs = panel(page, 'run_browser')
-    assert '4 of 4 runs' in runs.inner_text() and len(runs.locator('table tr').all()) == 5
-    before = picture(runs)
-    text = runs.locator('input[type=text]')
-    text.fill('mixup'); text.press('Enter')
-    says(page, runs, '2 of 4 runs')
-    assert len(runs.locator('table tr').all()) == 3
-    assert len(runs.locator('select[multiple] option').all()) == 2
-    changed(page, runs, before)
-    runs.locator('select[multiple]').select_option(index=[0, 1])
-    says(page, runs, 'settings in which runs')
-    runs.locator('summary', has_text='differ').click()
-    shot(runs, 'runs_filtered')
+    write(page, runs, text)
+    says(page, runs, f'{n} of 4 runs')
+    wait(page, runs, 'o.querySelectorAll(".dt-scroll-body tbody tr:not(:has(td.dt-empty))").length === a', n)
+
+def test_a_wrong_filter_is_said_on_the_panel(page):
+    runs = panel(page, 'run_browser')
+    write(page, runs, 'nothing == 1')
+    says(page, runs, 'ValueError: filter=.nothing == 1.: expected a query')
+    write(page, runs, '')
+    says_no_more(page, runs, 'ValueError')
+
+BODY = '.dt-scroll-body tbody'
+def cells(runs, column): return runs.locator(f'{BODY} tr td:nth-child({column})').all_inner_texts()
+
+def test_the_grid_sorts_filters_and_picks_columns(page):
+    runs = panel(page, 'run_browser')
+    assert cells(runs, 1) == ['0', '1', '2', '3']
+    order = runs.locator('.dt-scroll-head th').first
+    order.click(); order.click()
+    wait(page, runs, 'o.querySelector(".dt-scroll-body tbody tr td").textContent === "3"')
+    order.click()
+    field = runs.locator('.dt-scroll-foot input[placeholder=policy]')
+    field.press_sequentially('mix')
+    wait(page, runs, 'o.querySelectorAll(".dt-scroll-body tbody tr").length === 2')
+    for _ in 'mix': field.press('Backspace')
+    wait(page, runs, 'o.querySelectorAll(".dt-scroll-body tbody tr").length === 4')
+    runs.get_by_role('button', name='columns').click()
+    page.locator('.dt-button-collection').get_by_text('state', exact=True).click()
+    wait(page, runs, f'![...o.querySelectorAll("{BODY} td")].some(c => c.textContent === "done")')
+    page.locator('.dt-button-collection').get_by_text('state', exact=True).click()
+    page.keyboard.press('Escape')
+
+def test_chosen_runs_are_compared(page):
+    runs = panel(page, 'run_browser')
+    rows = runs.locator('.dt-scroll-body tbody tr')
+    rows.nth(0).locator('td').nth(1).click()
+    rows.nth(1).locator('td').nth(1).click(modifiers=['Control'])
+    says(page, runs, '4 of 4 runs, 2 chosen')
+    says(page, runs, 'settings in which runs \\d and \\d differ')
+    says(page, runs, 'gnosis-image-classification dataset=digits')
+    says(page, runs, 'fidelity report of run')
+    wait(page, runs, f'{DRAWN}.data.length === 2')
+    shot(runs, 'runs_compared')
+
+def test_a_point_of_the_scatter_says_its_run(page, capsys):
+    runs = panel(page, 'run_browser')
+    runs.get_by_label('across').select_option('student accuracy (share of examples)')
+    wait(page, runs, f'{DRAWN}.data[0].mode === "markers"')
+    x, y = first_point(page, runs, '', 0)
+    page.mouse.move(x, y)
+    wait(page, runs, f'/run \\d: policy=.*trial \\d/.test({DRAWN}.querySelector(".hoverlayer").textContent)')
+    shot(runs, 'runs_scatter')
+    page.evaluate('window.shown = 0; (function count() { window.shown++; requestAnimationFrame(count) })()')
+    before, start = page.evaluate('window.shown'), time.time()
+    page.mouse.move(x - 60, y - 60)
+    page.mouse.down()
+    for i in range(60): page.mouse.move(x - 60 + 2*i, y - 60 + 2*i)
+    rate = (page.evaluate('window.shown') - before)/(time.time() - start)
+    page.mouse.up()                                                          # zoomed in
+    with capsys.disabled(): print(f'\nscatter while zooming: {rate:.0f} frames/s')
 
 def press(live, name): live.get_by_role('button', name=name).click()
 
-def test_live_run_is_started_and_stopped(page):
+def test_live_run_is_started_and_stopped(page, capsys):
     live = panel(page, 'live_run')
-    epochs = live.locator('input[type=number]').nth(2)                       # trial, members, epochs
+    epochs = live.get_by_label('epochs')
     epochs.fill('3000'); epochs.press('Enter')
     says(page, live, 'trainer.num_epochs=3000')
-    before = picture(live)
+    before, start = frames(live), time.time()
     press(live, 'Start')
-    says(page, live, 'process \\d+, ')
+    says(page, live, 'process \\d+, starting')
+    with capsys.disabled(): print(f'\n"starting" after {time.time() - start:.2f} s')
     assert live.get_by_role('button', name='Start').is_disabled()
+    says(page, live, 'process \\d+, running; teacher 0, epoch \\d+; \\d+ of 6000 in all')
     changed(page, live, before)                                              # the first epochs
     wait(page, live, 'o.querySelectorAll("table tr").length > 1')
+    wait(page, live, 'parseFloat(o.querySelector(".progress-bar").style.width) > 0')
     shot(live, 'live_running')
     press(live, 'Stop')
     says_no_more(page, live, 'process \\d+, ')
     says(page, live, 'interrupted')
+    assert 'KeyError' not in live.inner_text()
     shot(live, 'live_stopped')
     assert live.get_by_role('button', name='Resume').is_enabled()            # `test_live_run` presses it
+
+def test_a_run_started_elsewhere_is_watched(page):
+    live = panel(page, 'live_run')
+    press(live, 'Look for runs again')
+    wait(page, live, '[...o.querySelectorAll("option")].some(c => c.textContent.startsWith("done:"))')
+    menu = live.get_by_label('watch')
+    menu.select_option(menu.locator('option', has_text='done:').first.get_attribute('value'))
+    says(page, live, 'done; student, epoch 2; (2 of 2|4 of 4) in all')
+    menu.select_option('the run of this form')
+    says(page, live, 'interrupted')
 
 def test_live_run_of_texts(page):
     "The form is another one; `test_live_run` starts it."
     live = panel(page, 'live_run')
     press(live, 'text classification')
     says(page, live, 'gnosis-text-classification .experiment=sentences')
-    assert live.get_by_role('button', name='Start').is_enabled()
-    shot(live, 'live_texts')
+    press(live, 'image classification')
+
+def theme(page, name):
+    command = f'"apputils:change-theme", {{theme: "JupyterLab {name}"}}'
+    page.evaluate(f'window.jupyterapp.commands.execute({command})')
+    page.wait_for_function(f'document.body.dataset.jpThemeName === "JupyterLab {name}"')
+
+def test_pictures_follow_the_theme(page):
+    lab = panel(page, 'temperature_lab')
+    def ink(): return [int(c) for c in re.findall(r'\d+', lab.locator('.gtitle').first.evaluate(
+        'o => getComputedStyle(o).fill'))[:3]]
+    assert max(ink()) < 128
+    theme(page, 'Dark')
+    try:
+        light = '(c => c[0] > 128)(getComputedStyle(o.querySelector(".gtitle")).fill.match(/\\d+/g))'
+        wait(page, lab, light)
+        assert drawn(page, lab, 'layout.paper_bgcolor') == 'rgba(0,0,0,0)'
+        for call in PANELS: shot(panel(page, call), f'{call}_dark')
+    finally: theme(page, 'Light')
+
+def test_a_narrow_page_is_usable(page):
+    page.set_viewport_size(dict(width=900, height=900))
+    try:
+        for call in PANELS:
+            o = panel(page, call)
+            o.scroll_into_view_if_needed()
+            wait(page, o, f'{DRAWN}.clientWidth <= o.clientWidth && {DRAWN}.clientWidth > 250')
+            assert o.evaluate('o => o.scrollWidth <= o.clientWidth + 1'), call
+            shot(o, f'{call}_narrow')
+    finally: page.set_viewport_size(dict(width=1400, height=900))

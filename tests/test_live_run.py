@@ -55,13 +55,13 @@ def live(tmp_path):
 
 
 def test_a_run_is_shown_stopped_resumed_and_killed(live):
-    blank = live.picture.value
+    blank = live.picture.drawn
     press(live, 'Start')
     assert enabled(live) == ['Stop'] and all(o.disabled for o in live.fields.values())
     with pytest.raises(RuntimeError, match='is still running'): live.start()
     wait_for(lambda: epochs(live), live)
     live.refresh()
-    assert 'running</b>' in live.status.value and '<tr' in live.text.value and live.picture.value != blank
+    assert 'running</b>' in live.status.value and '<tr' in live.text.value and live.picture.drawn != blank
     wait_for(lambda: any(len(o) > 1 for o in epochs(live).values()), live)      # one has a state
     assert stop(live) == 130 and '<b>interrupted</b>' in live.status.value and enabled(live) == ['Resume']
     folder, before = folder_of(live), epochs(live)
@@ -78,13 +78,13 @@ def test_a_run_is_shown_stopped_resumed_and_killed(live):
 def test_texts(tmp_path):
     live = live_run([*TEXTS, f'data_dir={tmp_path}'], 'text_classification', static=False)
     live.fields['trainer.num_epochs'].value, live.fields['teacher.num_components'].value = 3, 2
-    blank = live.picture.value
+    blank = live.picture.drawn
     press(live, 'Start')
     assert live.process.wait(300) == 0, live.process.output(30)
     live.refresh()
     assert run_state(folder_of(live)) == 'done' and enabled(live) == ['Start']
     assert epochs(live) == {k: [1, 2, 3] for k in ('student', 'teacher_0', 'teacher_1')}
-    assert live.picture.value != blank
+    assert live.picture.drawn != blank
     assert live.text.value.count('<tr>') == 3 + 1 + 4                        # networks, and the report
 
 def test_network_for_images_is_not_offered_for_texts(tmp_path):
@@ -103,7 +103,7 @@ def test_settings_that_are_refused_start_nothing(tmp_path):
     live = live_run([*SMALL, f'data_dir={tmp_path}'], static=False)
     live.fields['trainer.optimizer.lr'].value = -1.
     press(live, 'Start')
-    assert 'trainer.optimizer.lr=-1.0: expected' in live.status.value and live.process.process is None
+    assert 'trainer.optimizer.lr=-1.0: expected' in live.problem.value and live.process.process is None
 
 def test_what_stops_the_command_is_shown(tmp_path):
     missing = ['dataset=cifar100', 'dataset.download=false', f'dataset.root_dir={tmp_path}/nothing']

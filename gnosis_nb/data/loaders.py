@@ -443,7 +443,7 @@ def image_dls(
     sets:ImageSets,               # train and test images with their statistics
     bs:int=128,                   # rows in a training batch
     augment:Callable|None=None,   # batch transform for training only
-    normalization:str='unitcube', # 'unitcube' ([-1, 1]) or 'zscore'
+    normalization:str='unitcube', # 'unitcube' ([-1, 1]), 'zscore' or 'imagenet'
     eval_bs:int=512,              # rows in an evaluation batch
     seed:int=0,                   # of the training loader
     device=None,                  # where the data lives; default: the accelerator, where there is one

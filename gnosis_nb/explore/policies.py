@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['augmentation_viewer']
 
-# %% ../../nbs/75_explore.policies.ipynb #b94b9433
+# %% ../../nbs/75_explore.policies.ipynb #c32df514
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,59 +15,77 @@ import torch
 
 from ..data.blocks import DistillBlock, policy_blocks
 from ..data.images import ImageSets
-from .panel import Sheet, as_html, show
-from .predictions import choose_images, draw_image, member_logits, soften, temperature_slider
+from .chart import Axes, Chart, Pictures
+from .panel import as_html, show
+from .predictions import choose_images, class_list, member_logits, soften, temperature_slider
 
-# %% ../../nbs/75_explore.policies.ipynb #02cf59af
-def _policy_batch(blocks, sets, rows, seed=0):
+# %% ../../nbs/75_explore.policies.ipynb #1efb57af
+def _policy_batch(blocks, sets, rows, seed=0, normalization='unitcube'):
     "What a policy makes of these training images: inputs [n, C, H, W], pixels, and where each comes from."
-    block = DistillBlock(*blocks)
+    block = DistillBlock(*blocks, normalization=normalization)
     dl = block.loader(replace(sets, train=sets.train.subset(list(rows))), bs=len(rows), seed=seed)
     indices = [torch.arange(min(len(rows), len(o.dataset))) for o in dl.parts] # in order
     x, _, _ = next(dl.batches([indices], workers=0))
     return x, dl.parts[0].pixels(x).clamp(0, 1).cpu(), dl.sources()
 
-# %% ../../nbs/75_explore.policies.ipynb #661c5bb9
+# %% ../../nbs/75_explore.policies.ipynb #aa4c8baf
 def _prediction_shift(before, after):
     "How distributions [n, classes] of the same images changed: top classes kept, entropy and KL in nats."
     kept = (before.argmax(1) == after.argmax(1)).float().mean()
     kl = (before*after.clamp_min(1e-12).log()).sum(1) + torch.special.entr(before).sum(1)
-    return {'top class kept (share)': kept.item(),
+    return {'same top class (share of images)': kept.item(),
             'entropy (nats)': torch.special.entr(after).sum(1).mean().item(),
-            'KL (nats)': -kl.mean().clamp(max=0).item()}
+            'KL (nats)': 0. - kl.mean().clamp(max=0).item()}
 
-# %% ../../nbs/75_explore.policies.ipynb #65de6b58
+# %% ../../nbs/75_explore.policies.ipynb #ef884302
+def _top(probs, names, k=3):
+    "The most probable classes and their probabilities, as '4 0.93, 9 0.04, 7 0.01'."
+    p, at = probs.topk(min(k, len(probs)))
+    return ', '.join(f'{names[i]} {v:.2f}' for v, i in zip(p.tolist(), at.tolist()))
+
+def _before_and_after(made, classes, rows):
+    "The teacher's three most probable classes for each image: as it is, and under each policy."
+    names = class_list(classes, 0)
+    columns = {name: [_top(p, names) for p in probs] for name, (_, probs) in made.items()}
+    return pd.DataFrame(columns, index=pd.Index(list(rows), name='image'))
+
+# %% ../../nbs/75_explore.policies.ipynb #e1e72318
 def _plot_policies(made, classes):
     "Rows of images, from names to (pixels [n, C, H, W], distributions [n, classes] or None)."
-    n = max(len(pixels) for pixels, _ in made.values())
-    sheet = Sheet(1.1*n + .8, 1.15*len(made))
-    axs = sheet.subplots(len(made), n, squeeze=False)
-    for ax in axs.flat: ax.axis('off')
-    for row, (name, (pixels, probs)) in zip(axs, made.items()):
-        for i, image in enumerate(pixels):
-            title = '' if probs is None else f'{classes[probs[i].argmax()]} {probs[i].max():.2f}'
-            draw_image(row[i], image, title)
-        row[0].text(-.15, .5, name.replace('_', '\n'), transform=row[0].transAxes, fontsize=8,
-                    ha='right', va='center')
-    return sheet
+    n, names = max(len(pixels) for pixels, _ in made.values()), class_list(classes, 0)
+    before = made['as they are'][1]
+    pixels, titles, hover = [], [], []
+    for name, (images, probs) in made.items():
+        for i in range(n):
+            pixels.append(images[i])
+            titles.append('' if probs is None else _top(probs[i], names, 1))
+            if probs is None: hover.append(name)
+            else: hover.append(f'as it is: {_top(before[i], names)}<br>{name}: {_top(probs[i], names)}')
+    pictures = Pictures(pixels, titles, n, [o.replace('_', ' ') for o in made], hover)
+    return Chart([Axes([pictures])], [1.05*len(made)], width=1.1*n + 1)
 
-def _apply_policies(policies, sets, rows, seed, teacher, temp):
+def _apply_policies(policies, sets, rows, seed, teacher, temp, normalization='unitcube'):
     "For the images as they are and for each policy: pixels, and the teacher's distributions or None."
     made = {}
     for name, blocks in {'as they are': [], **policies}.items():
-        x, pixels, _ = _policy_batch(blocks, sets, rows, seed)
+        x, pixels, _ = _policy_batch(blocks, sets, rows, seed, normalization)
         n = len(rows) # images from other sources come after these
         probs = None if teacher is None else soften(member_logits(teacher, x)['teacher'], temp=temp)[:n]
         made[name] = pixels[:n], probs
     return made
 
-# %% ../../nbs/75_explore.policies.ipynb #c3633bb1
+# %% ../../nbs/75_explore.policies.ipynb #11de60ab
+_DRAW = 'Another number is another random draw of the policies: other rotations, other partners to mix with'
+_MEANING = ('<p>Same top class: the share of these images whose most probable class is the one of the image '
+            'as it is. KL: how far the prediction is from that one.</p>')
+
 def augmentation_viewer(
     sets:ImageSets, # images; those for training are shown
     policies=('baseline', 'rotation', 'colorjitter', 'mixup', 'noise'), # of `POLICIES`, or names to blocks
     teacher=None, # returns logits [n, classes] or [n, m, classes]; None: images only
     n:int=32, # images to choose from
     temp:float=1., # temperature τ of the predictions, in [1/4, 32]
+    normalization:str='unitcube', # that the teacher was trained with: 'unitcube', 'zscore' or 'imagenet'
     static:bool|None=None, # as for `show`
 ): # Panel or Sheet
     "What each policy makes of chosen images, and of the teacher's predictions for them."
@@ -75,16 +93,22 @@ def augmentation_viewer(
     classes = sets.train.classes
     controls = dict(
         policies=widgets.SelectMultiple(options=list(blocks), value=tuple(blocks), rows=6,
-                                        description='policies'),
+                                        description='policies',
+                                        tooltip='A row of images for each; several with Ctrl or Shift'),
         images=choose_images(sets.train.targets[:n], classes, 6),
-        seed=widgets.IntSlider(0, 0, 50, description='draw'),
+        seed=widgets.IntSlider(0, 0, 50, description='random draw', tooltip=_DRAW),
         temp=temperature_slider(temp))
     def draw(policies, images, seed, temp):
         if not 2 <= len(images) <= 10:
             raise ValueError(f"images={len(images)}: expected 2 to 10 images to be chosen")
-        made = _apply_policies({k: blocks[k] for k in policies}, sets, images, seed, teacher, temp)
-        if teacher is None: return _plot_policies(made, classes), ''
+        chosen = {k: blocks[k] for k in policies}
+        made = _apply_policies(chosen, sets, images, seed, teacher, temp, normalization)
+        chart, line = _plot_policies(made, classes), f'{len(policies)} policies, draw {seed}'
+        if teacher is None: return chart, line, ''
         before = made['as they are'][1]
         table = pd.DataFrame({name: _prediction_shift(before, probs) for name, (_, probs) in made.items()}).T
-        return _plot_policies(made, classes), as_html(table, f"The teacher's predictions at τ = {temp:.2f}")
+        title = f"The teacher's predictions at τ = {temp:.2f}"
+        tops = as_html(_before_and_after(made, classes, images))
+        details = f'<details><summary>The three most probable classes of each image</summary>{tops}</details>'
+        return chart, f'{line}, τ = {temp:.2f}', as_html(table, title) + _MEANING + details
     return show(draw, controls, static)

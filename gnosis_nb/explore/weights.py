@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_surface', 'landscape_viewer']
 
-# %% ../../nbs/73_explore.weights.ipynb #63a338ce
+# %% ../../nbs/73_explore.weights.ipynb #d6e6c887
 from collections.abc import Mapping
 
 import ipywidgets as widgets
@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import RegularGridInterpolator
 
-from .panel import Sheet, as_html, show
-from ..landscape import plot_surface
+from .chart import Axes, Chart, Line, Points, Surface
+from .panel import as_html, show
 
 # %% ../../nbs/73_explore.weights.ipynb #ce88cbf2
 def _measures(surface): return [c for c in surface if c not in ('a', 'b')]
@@ -48,41 +48,73 @@ def _point_text(row):
     values = ', '.join(f'{k} {v:.4f}' for k, v in row.drop(['a', 'b']).items())
     return f'{_coordinates(row.a, row.b)}: {values}'
 
-# %% ../../nbs/73_explore.weights.ipynb #70640506
-def _draw_profile(ax, surface, value, points, a, b):
+# %% ../../nbs/73_explore.weights.ipynb #f415b8d0
+_LABELS = dict(kl='KL(teacher ‖ network) (nats)', distillation='distillation loss (nats)', nll='NLL (nats)',
+               agreement='agreement')
+
+def _surface_mark(surface, value):
+    grid = surface.pivot(index='b', columns='a', values=value)
+    rows = surface.sort_values(['b', 'a'])
+    texts = np.array([_point_text(row).replace(': ', '<br>', 1).replace(', ', '<br>').replace('<br>', ', ', 1)
+                      for _, row in rows.iterrows()], dtype=object).reshape(grid.shape)
+    log, z = value != 'agreement', grid.to_numpy()
+    return Surface(grid.columns.to_numpy(), grid.index.to_numpy(), np.maximum(z, 1e-12) if log else z,
+                   _LABELS.get(value, value), log, hover=texts.tolist())
+
+def _plane_axes(surface, a, b, value, points, path):
+    marks = [_surface_mark(surface, value)]
+    if path is not None:
+        steps = [f'training, step {i} of {len(path) - 1}' for i in range(len(path))]
+        marks.append(Line(*np.asarray(path, dtype=float).T, color='white', dots=True, hover=steps))
+    if points:
+        x, y = zip(*points.values())
+        marks.append(Points(x, y, color='red', size=9, texts=list(points), hover=list(points)))
+    cross = [f'the cross {_coordinates(a, b)}']
+    marks.append(Points([a], [b], color='black', size=11, symbol='x', hover=cross))
+    return Axes(marks, xlabel='a (distance in weight space)', ylabel='b (distance in weight space)',
+                square=True)
+
+def _profile_axes(surface, a, b, value, points):
     (first, p), (second, q) = list(points.items())[:2]
     p, d = np.asarray(p, dtype=float), np.subtract(q, p)
     lam = np.linspace(0, 1, 51)
-    v = read_surface(surface, *(p + lam[:, None]*d).T)[value]
-    ax.plot(lam, v)
-    ax.axvline(np.clip(np.subtract((a, b), p) @ d/(d @ d), 0, 1), color='C3', lw=1)
-    ax.set_xlabel(f'λ, from {first} (0) to {second} (1)')
-    if value == 'agreement' or v.min() <= 0: return
-    ax.set_yscale('log') # as the colours
-    ax.set_yticks(np.geomspace(v.min(), v.max(), 6))
-    ax.minorticks_off()
-    ax.yaxis.set_major_formatter('{x:.3g}')
+    v = read_surface(surface, *(p + lam[:, None]*d).T)[value].to_numpy()
+    here = float(np.clip(np.subtract((a, b), p) @ d/(d @ d), 0, 1))
+    mark = Line([here, here], [v.min(), v.max()], color=3, hover=[f'the cross, λ = {here:.2f}']*2)
+    hover = [f'λ = {x:.2f}<br>{value} {y:.4f}' for x, y in zip(lam, v)]
+    return Axes([Line(lam, v, hover=hover), mark], (0, 1, 1, 1),
+                xlabel=f'λ, from {first} (0) to {second} (1)', ylabel=_LABELS.get(value, value),
+                log=value != 'agreement' and v.min() > 0)
 
 def _plot_plane(surface, a, b, value, points=None, path=None):
-    "Contours with a cross at (a, b) and, where there are points, the line between the first two."
-    sheet = Sheet(9 if points else 5.5, 3.4)
-    axs = sheet.subplots(1, 2 if points else 1, squeeze=False, width_ratios=[1.4, 1] if points else [1])[0]
-    plot_surface(surface, value, points, path, ax=axs[0])
-    axs[0].plot(a, b, 'x', color='white', mew=4, ms=9, zorder=4)
-    axs[0].plot(a, b, 'x', color='black', mew=1.5, ms=8, zorder=4)
-    if not points: return sheet
-    _draw_profile(axs[1], surface, value, points, a, b)
-    axs[1].set_ylabel(sheet.axes[-1].get_ylabel()) # of the scale of colours, the last of the axes
-    axs[1].yaxis.tick_right()
-    axs[1].yaxis.set_label_position('right')
-    return sheet
+    "The surface with a cross at (a, b) and, where there are points, the line between the first two."
+    axes = [_plane_axes(surface, a, b, value, points, path)]
+    if points and len(points) > 1: axes.append(_profile_axes(surface, a, b, value, points))
+    wide = len(axes) > 1
+    return Chart(axes, [3.6], [2, 1] if wide else [1], 9 if wide else 5.5)
 
-# %% ../../nbs/73_explore.weights.ipynb #32af199b
+# %% ../../nbs/73_explore.weights.ipynb #2e871abd
 def _first_value(surface): return 'kl' if 'kl' in surface else _measures(surface)[0]
 
 def _set_range(slider, lo, hi):
     slider.min, slider.max = min(lo, slider.min), max(hi, slider.max) # min must not be above max in between
     slider.min, slider.max = lo, hi
+
+def _controls(surfaces, value, many):
+    first = next(iter(surfaces))
+    def slider(name):
+        tooltip = f'Coordinate {name} of the cross; a click on the surface sets both'
+        return widgets.FloatSlider(description=name, step=.01, tooltip=tooltip)
+    return dict(
+        plane=widgets.Dropdown(options=list(surfaces), description='plane', tooltip='Which surface',
+                               layout={} if many else dict(display='none')),
+        value=widgets.Dropdown(options=_measures(surfaces[first]), description='value',
+                               value=value or _first_value(surfaces[first]), tooltip='What the colours show'),
+        a=slider('a'), b=slider('b'))
+
+def _line_slider():
+    tooltip = 'Moves the cross along the line from the first named point to the second'
+    return widgets.FloatSlider(0., min=0, max=1, step=.01, description='λ', tooltip=tooltip)
 
 def landscape_viewer(
     surfaces, # of `loss_surface`, or names to them
@@ -94,35 +126,23 @@ def landscape_viewer(
     "Read losses and agreement off planes of weights, by pointing, by coordinates, or along a line."
     many = isinstance(surfaces, Mapping)
     surfaces, points, path = ((o or {}) if many else {'plane': o} for o in (surfaces, points, path))
-    first = next(iter(surfaces))
-    def ends(name): return list((points.get(name) or {}).values())[:2]
-    def layout(shown): return {} if shown else dict(display='none')
-    controls = dict(
-        plane=widgets.Dropdown(options=list(surfaces), description='plane', layout=layout(many)),
-        value=widgets.Dropdown(options=_measures(surfaces[first]), description='value',
-                               value=value or _first_value(surfaces[first])),
-        a=widgets.FloatSlider(description='a', step=.01),
-        b=widgets.FloatSlider(description='b', step=.01))
-    lam = widgets.FloatSlider(0., min=0, max=1, step=.01, description='λ',
-                              layout=layout(len(ends(first)) == 2))
-    def move_along(change=None):
-        line = ends(controls['plane'].value)
-        if len(line) < 2: return
-        for k, p, q in zip('ab', *line): controls[k].value = p + lam.value*(q - p)
-    def renew_ranges(change=None):
-        surface = surfaces[controls['plane'].value]
-        for k in 'ab': _set_range(controls[k], surface[k].min(), surface[k].max())
-        move_along()
-    renew_ranges()
-    controls['plane'].observe(renew_ranges, 'value')
-    lam.observe(move_along, 'value')
-    def draw(plane, value, a, b):
+    c, lam = _controls(surfaces, value, many), _line_slider()
+    def ends(): return list((points.get(c['plane'].value) or {}).values())[:2]
+    def move_along(value):
+        for k, p, q in zip('ab', *(ends() if len(ends()) == 2 else [[], []])): c[k].value = p + value*(q - p)
+    def renew_ranges(name):
+        for k in 'ab': _set_range(c[k], surfaces[name][k].min(), surfaces[name][k].max())
+        lam.layout.display = None if len(ends()) == 2 else 'none'
+        move_along(lam.value)
+    renew_ranges(c['plane'].value)
+    def draw(plane, value, a, b, lam):
         table = read_surface(surfaces[plane], a, b).set_axis([_coordinates(a, b)])
-        figure = _plot_plane(surfaces[plane], a, b, value, points.get(plane), path.get(plane))
-        return figure, as_html(table, 'At the cross, interpolated', 4)
-    def pointed(kind, ax, x, y):
-        if ax != 0: return '' # the line, or the scale of colours
-        row = _nearest_point(surfaces[controls['plane'].value], x, y)
-        if kind == 'click': controls['a'].value, controls['b'].value = row.a, row.b
-        return 'nearest point of the grid ' + _point_text(row)
-    return show(draw, controls, static, buttons=[lam], pointed=pointed)
+        chart = _plot_plane(surfaces[plane], a, b, value, points.get(plane), path.get(plane))
+        line = f'At {_coordinates(a, b)}: {value} {table[value].iloc[0]:.4f}'
+        return chart, line, as_html(table, 'At the cross, interpolated', 4)
+    def clicked(axes, mark, index, x, y):
+        if axes != 0: return # the line
+        row = _nearest_point(surfaces[c['plane'].value], x, y)
+        c['a'].value, c['b'].value = row.a, row.b
+    follow = dict(plane=renew_ranges, lam=move_along)
+    return show(draw, c | dict(lam=lam), static, follow=follow, clicked=clicked)

@@ -43,10 +43,8 @@ lab: .venv/.dev  ## JupyterLab on the notebooks
 readme: .venv/.dev  ## README.md from nbs/index.ipynb
 	python scripts/readme.py
 
-docs: .venv/.dev  ## the documentation site in _docs; needs Quarto
-	@command -v quarto >/dev/null || { echo "make docs needs Quarto (https://quarto.org/docs/get-started)"; exit 1; }
-	cd nbs && nbdev_docs   # there notebooks find what they import from ../tests
-	python scripts/readme.py   # Quarto has written its own
+docs: .venv/.dev  ## the documentation site in _docs, with its links and anchors checked; needs no network
+	python scripts/docs.py
 
 clean:
 	rm -rf .venv .venv-latest .venv-oldest .venv-torchtext build dist *.egg-info demo

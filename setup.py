@@ -7,13 +7,14 @@ from setuptools import find_packages, setup
 parser = ConfigParser(delimiters=["="])
 parser.read_string(Path("settings.ini").read_text(encoding="utf-8"))
 cfg = parser["DEFAULT"]
-EXTRAS = ("tests", "latest", "docs", "dev", "lab", "torchtext", "networks", "trackers", "hub", "joblib", "submitit", "ray")
+EXTRAS = ("tests", "latest", "docs", "dev", "lab", "torchtext", "networks", "trackers", "hub", "joblib",
+          "submitit", "ray")
 
 
 def extra(name):
-    "The requirements of an extra; who writes also tests."
-    own = cfg[f"{name}_requirements"].split()
-    return own + extra("tests") if name in ("dev", "latest") else own
+    "The requirements of an extra, and of the extras that it includes."
+    included = dict(dev=("tests", "docs"), latest=("tests",)).get(name, ())
+    return sum((extra(o) for o in included), cfg[f"{name}_requirements"].split())
 
 
 setup(

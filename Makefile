@@ -77,5 +77,6 @@ clean:
 # torchtext's last release wants an older torch: an environment of its own.
 .venv-torchtext/.lib: settings.ini setup.py
 	test -x .venv-torchtext/bin/python || $(PYTHON) -m venv .venv-torchtext
-	.venv-torchtext/bin/python -m pip install -e '.[torchtext]' 'pytest>=8'
+	.venv-torchtext/bin/python -m pip install -q uv
+	.venv-torchtext/bin/uv pip install -q --python .venv-torchtext/bin/python -e '.[torchtext]' 'pytest>=8'
 	touch $@

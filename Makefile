@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # Modules are compiled once, when one of the many processes imports them first.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test check lint torchtext lab readme docs clean
+.PHONY: demo test test-latest test-oldest check lint torchtext lab readme docs clean
 
 demo: .venv/.lib  ## three teachers and a student on the digits, in a minute or two
 	gnosis-image-classification +experiment=digits teacher.num_components=3 teacher.independent=true data_dir=demo exp_name=digits
@@ -20,6 +20,13 @@ test: .venv/.dev  ## notebooks, of which the longest begins first, then pytest, 
 		OMP_NUM_THREADS=1 nbdev_test --n_workers $(WORKERS) --timing --skip_file_re '^([_.]|$(notdir $(LONGEST)))'; \
 		others=$$?; wait $$longest && exit $$others
 	OMP_NUM_THREADS=1 pytest -q -n $$(($(WORKERS) + 1)) --dist worksteal --durations=10 tests
+
+test-latest: .venv-latest/.lib  ## the same with the newest versions that the ranges of settings.ini admit, and nbdev 3
+	OMP_NUM_THREADS=1 PATH=$(CURDIR)/.venv-latest/bin:$$PATH .venv-latest/bin/nbdev-test nbs --n-workers $(WORKERS) --timing
+	OMP_NUM_THREADS=1 PATH=$(CURDIR)/.venv-latest/bin:$$PATH .venv-latest/bin/pytest -q -n $$(($(WORKERS) + 1)) --dist worksteal tests
+
+test-oldest: .venv-oldest/.lib  ## pytest with the oldest versions that the ranges of settings.ini admit
+	OMP_NUM_THREADS=1 PATH=$(CURDIR)/.venv-oldest/bin:$$PATH .venv-oldest/bin/pytest -q -n $$(($(WORKERS) + 1)) --dist worksteal tests
 
 lint: .venv/.dev  ## long lines, semicolons, private names of other modules, unused imports and names; rules in pyproject.toml
 	ruff check .
@@ -36,13 +43,11 @@ lab: .venv/.lab  ## JupyterLab on the notebooks, without the development tools
 readme: .venv/.dev  ## README.md from nbs/index.ipynb
 	python scripts/readme.py
 
-docs: .venv/.dev  ## the documentation site in _docs; needs Quarto
-	@command -v quarto >/dev/null || { echo "make docs needs Quarto (https://quarto.org/docs/get-started)"; exit 1; }
-	cd nbs && nbdev_docs   # there notebooks find what they import from ../tests
-	python scripts/readme.py   # Quarto has written its own
+docs: .venv/.dev  ## the documentation site in _docs, with its links and anchors checked; needs no network
+	python scripts/docs.py
 
 clean:
-	rm -rf .venv .venv-torchtext build dist *.egg-info demo
+	rm -rf .venv .venv-latest .venv-oldest .venv-torchtext build dist *.egg-info demo
 
 .venv/.lib: settings.ini setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -61,8 +66,23 @@ clean:
 	$(BIN)/uv pip install -q --python $(BIN)/python -e '.[dev]' || $(BIN)/python -m pip install -e '.[dev]'
 	touch .venv/.lib .venv/.lab $@
 
+.venv-latest/.lib: settings.ini setup.py
+	test -x .venv-latest/bin/python || $(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install -q uv
+	.venv-latest/bin/uv pip install -q --python .venv-latest/bin/python --upgrade -e '.[latest]'
+	touch $@
+
+# First the oldest of what the package itself needs, then what the tests need beside it.
+.venv-oldest/.lib: settings.ini setup.py
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -q uv
+	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python --resolution lowest-direct -e .
+	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python -e '.[tests]'
+	touch $@
+
 # torchtext's last release wants an older torch: an environment of its own.
 .venv-torchtext/.lib: settings.ini setup.py
 	test -x .venv-torchtext/bin/python || $(PYTHON) -m venv .venv-torchtext
-	.venv-torchtext/bin/python -m pip install -e '.[torchtext]' 'pytest>=8'
+	.venv-torchtext/bin/python -m pip install -q uv
+	.venv-torchtext/bin/uv pip install -q --python .venv-torchtext/bin/python -e '.[torchtext]' 'pytest>=8'
 	touch $@

@@ -7,7 +7,15 @@ from setuptools import find_packages, setup
 parser = ConfigParser(delimiters=["="])
 parser.read_string(Path("settings.ini").read_text(encoding="utf-8"))
 cfg = parser["DEFAULT"]
-EXTRAS = ("dev", "lab", "torchtext", "networks", "trackers", "hub", "joblib", "submitit", "ray")
+EXTRAS = ("tests", "latest", "docs", "dev", "lab", "torchtext", "networks", "trackers", "hub", "joblib",
+          "submitit", "ray")
+
+
+def extra(name):
+    "The requirements of an extra, and of the extras that it includes."
+    included = dict(dev=("tests", "docs"), latest=("tests",)).get(name, ())
+    return sum((extra(o) for o in included), cfg[f"{name}_requirements"].split())
+
 
 setup(
     name=cfg["lib_name"],
@@ -31,7 +39,7 @@ setup(
     package_data={"gnosis_nb": ["config/**/*.yaml", "config/*.yaml", "entries/*.yaml", "paper/*.csv"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in EXTRAS},
+    extras_require={name: extra(name) for name in EXTRAS},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'compose', 'sweep_axes', 'compose_sweep', 'help_page', 'Sweep', 'stop_jobs', 'note_lost_job',
-           'run_command', 'image_classification', 'text_classification', 'image_generation']
+           'run_command', 'image_classification', 'text_classification', 'image_generation', 'teacher_outputs']
 
 # %% ../nbs/59_cli.ipynb #bca81bc5
 import io, os, re, shutil, signal, socket, sys, threading, time, traceback
@@ -538,3 +538,25 @@ def text_classification():
 def image_generation():
     "`gnosis-image-generation`: train a generator of synthetic images."
     _main('image_generation')
+
+# %% ../nbs/59_cli.ipynb #e7dc30bc
+def teacher_outputs(
+    args:list|None=None, # of the command line; None: those of this process
+):
+    "`gnosis-teacher-outputs [--texts] key=value …`: ask the teachers of runs to come, keep what they say."
+    given = sys.argv[1:] if args is None else list(args)
+    if {'--help', '-h'} & {*given}:
+        print(teacher_outputs.__doc__)
+        print("Settings are those of the runs; trainer.teacher_cache=disk is added.")
+        return
+    command = 'text_classification' if '--texts' in given else 'image_classification'
+    overrides = [o for o in given if o != '--texts']
+    if not any(o.startswith('trainer.teacher_cache=') for o in overrides):
+        overrides.append('trainer.teacher_cache=disk')
+    try:
+        cfg = compose(overrides, command)
+        from gnosis_nb.ahead import make_outputs
+        make_outputs(cfg)
+    except Exception as e:
+        if not _is_users(e): raise
+        sys.exit(f"error: {_one_line(e, COMMANDS[command])}")

@@ -42,6 +42,7 @@ class Distillation(Callback):
         alpha:float=0., # weight α of the hard-label loss, in [0, 1]
         temp:float=4., # temperature τ > 0 where the loader gives none
         cache:float=1., # GB that the teacher's answers may take; 0: ask it every time
+        outputs=None, # its answers to all training inputs, of `teacher_outputs`; None: it is asked
     ):
         teacher = as_model(teacher, 'teacher')
         if not (loss is None or callable(loss)):
@@ -50,6 +51,7 @@ class Distillation(Callback):
         if cache < 0: raise ValueError(f"cache={cache}: expected a number of GB >= 0")
         self.teacher, self.temp, self.cache, self.feature_loss = teacher, temp, cache, None
         self.loss = StudentLoss(ForwardCrossEntropy() if loss is None else loss, alpha)
+        self.outputs = outputs
 
     def before_fit(self):
         self.mixes = next((o for o in self.learn.cbs if isinstance(o, MixHandler)), None)
@@ -65,11 +67,14 @@ class Distillation(Callback):
         self.learn.teacher = self.learn.ask_teacher = teacher
         own = self.learn.loss_func
         if isinstance(own, _Objective): own = own.plain  # left by an interrupted fit
+        if self.outputs is not None and not predicts: self._check_outputs(device)
         self.learn.loss_func = own if predicts else _Objective(self, own)
 
     def before_train(self):
         "MixUp and CutMix have put a loss of their own into the place of the objective, which mixes itself."
         if self.mixes is not None: self.learn.loss_func = self.mixes.old_lf
+        if self.outputs is not None and self.feature_loss is not None:
+            raise ValueError("outputs: expected None with a loss of features; only logits are kept")
 
     def before_batch(self):
         learn = self.learn  # to look there at once
@@ -80,7 +85,7 @@ class Distillation(Callback):
         learn.teacher_logits = self._ask() if rows is None else self._recall(rows)
 
     def __getstate__(self): # of `learn.export`
-        return dict(self.__dict__, teacher=None, answers={}, feature_loss=None)
+        return dict(self.__dict__, teacher=None, answers={}, feature_loss=None, outputs=None)
     def state_dict(self): return dict(self.loss.state_dict())  # a schedule, random numbers
     def load_state_dict(self, state): self.loss.load_state_dict(state)
 
@@ -162,6 +167,20 @@ def _answer(self:Distillation, teacher, xb):
         return teacher(*xb)
 
 @patch
+def _reads(self:Distillation):
+    "Whether the answers to the present batch are on the disk."
+    return self.outputs is not None and self.dl is self.dls.train
+
+@patch
+def _check_outputs(self:Distillation, device):
+    dl, n = self.dls.train, len(self.outputs)
+    if self.mixes is not None:
+        raise ValueError("outputs: expected None with MixUp or CutMix, which mix inputs")
+    if not getattr(dl, 'repeats', False) or dl.n_inputs != n:
+        raise ValueError(f"outputs: expected those to the inputs of dls.train, found outputs to {n:,} inputs")
+    self.outputs.to(device)
+
+@patch
 def _recall(self:Distillation, rows):
     "Logits of the rows with these numbers [batch]; the teacher is asked if one of them is new."
     if self.knows(rows): return self._recalled(rows)
@@ -172,16 +191,18 @@ def _recall(self:Distillation, rows):
 
 @patch
 def _recalled(self:Distillation, rows):
+    if self._reads(): return getattr(self.teacher, 'cooled', lambda z: z)(self.outputs.read(rows))
     logits = self.answers[self.dl][0]
     return logits.index_select(0, rows.to(logits.device, non_blocking=True))
 
 @patch
 def _remember(self:Distillation, new, rows):
     if self.dl not in self.answers:
-        small = self.dl.n * new[0].numel() * new.element_size() <= self.cache * 1e9
+        n = self.dl.n_inputs
+        small = n * new[0].numel() * new.element_size() <= self.cache * 1e9
         small = small and not self.compares_features()  # of which no answer is kept
-        logits = new.new_empty(self.dl.n, *new.shape[1:]) if small else None
-        self.answers[self.dl] = logits, torch.zeros(self.dl.n, dtype=torch.bool)
+        logits = new.new_empty(n, *new.shape[1:]) if small else None
+        self.answers[self.dl] = logits, torch.zeros(n, dtype=torch.bool)
     logits = self.answers[self.dl][0]
     if logits is not None: logits.index_copy_(0, rows.to(logits.device, non_blocking=True), new)
 
@@ -190,6 +211,7 @@ def knows(self:Distillation,
     rows, # row numbers [batch], on the CPU
 ) -> bool:
     "Whether the answers for all of these rows are known."
+    if self._reads(): return True
     logits, known = self.answers.get(self.dl, (None, None))
     return logits is not None and bool(known[rows].all())
 
@@ -448,6 +470,8 @@ class TeacherSchedule(Callback):
     def before_fit(self):
         self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))
         self.distils = next(o for o in self.learn.cbs if isinstance(o, Distillation))
+        if self.run and self.distils.outputs is not None:
+            raise ValueError("outputs: expected None with a schedule of teachers; only one has been asked")
         self.final, self.now, self.asked = self.learn.ask_teacher, None, None
 
     def before_train(self):

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
 
+from .ahead import ask_ahead
 from .averages import WeightAverage
 from .checkpoint import load_checkpoint
 from .cka import stage_cka
@@ -115,10 +116,11 @@ def prepare_student(
     loss = source.loss(loss, inputs.sets.train.num_classes)
     alpha = 1. if source.only_labels else cfg.loss.alpha
     options['features'] = build_features(cfg, name) if source.shows_features else None
+    outputs = ask_ahead(cfg, source.teacher, train_batches, run.say)
     with blame('loss'):
         cbs = [table, *source.callbacks(cfg), *_averages(cfg.trainer)]
         learn = student_learner(dls, net, source.teacher, loss, alpha, train_batches.temps[0], metrics=[],
-                                cbs=cbs, cache=cfg.trainer.teacher_cache,
+                                cbs=cbs, cache=cfg.trainer.cache_gb, outputs=outputs,
                                 **options)
     def train():
         fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes)

@@ -23,6 +23,7 @@ from .data.images import Examples, ImageData, ImageSets, normalizer
 from .data.loaders import ImageLoader
 from .data.split import hold_out, shuffle_targets, split_dataset, stratified_subset
 from .data.text import TextLoader, TextSets, load_text
+from .data.views import ViewLoader
 from .data.zoo import load_vision
 from .reproducible import derive_seed
 from .runs import read_state, with_former_values
@@ -225,6 +226,7 @@ class ImageInputs(Inputs):
     loading:ImageLoading
     augmentation:AugmentationSettings
     distillation:ImageDistillation|None=None                                 # None: nothing is distilled
+    views:tuple|None=None                                                    # of a student: number and seed
 
     @property
     def shape(self): # arguments of a network
@@ -245,7 +247,14 @@ class ImageInputs(Inputs):
         augment = image_augmentation(self.augmentation, more) if who else None
         norm = normalizer(self.augmentation.normalization, self.sets.statistics)
         workers = self.loading.num_workers
+        if who == 'student' and self.views: return self._views(examples, augment, norm, device, **kwargs)
         return ImageLoader(examples, augment=augment, norm=norm, device=device, num_workers=workers, **kwargs)
+
+    def _views(self, examples, augment, norm, device, **kwargs):
+        views, seed = self.views
+        same = dict(augment=augment, norm=norm, device=device, view_seed=seed)
+        try: return ViewLoader(examples, views, **same, **kwargs)
+        except ValueError as e: raise ConfigError(f'trainer.teacher_cache_{e}') from e
 
     @property
     def mixing(self): # arguments of `DistillLoader` that only images have
@@ -293,8 +302,10 @@ def _load_images(
     extra = cfg.distill_loader.extra if cfg.trainer.distill_teacher else []
     for i, entry in enumerate(extra):
         parts.append(_load_extra(f'distill_loader.extra[{i}]', entry, train.shape, cfg.dataset.download))
+    count, seed = cfg.trainer.teacher_cache_views, cfg.trainer.teacher_cache_seed
     return ImageInputs(sets, parts, split=cfg.dataset.subsample.split, loading=cfg.dataloader,
-                       augmentation=cfg.augmentation, distillation=cfg.distill_loader)
+                       augmentation=cfg.augmentation, distillation=cfg.distill_loader,
+                       views=(count, seed) if count else None)
 
 # %% ../nbs/52_inputs.ipynb #ce83fd9e
 @dataclass

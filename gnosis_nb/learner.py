@@ -137,6 +137,7 @@ def student_learner(
     alpha:float=0., # weight α of the hard-label loss
     temp:float=4., # temperature τ where the loader gives none
     cache:float=1., # GB that the teacher's answers may take, where inputs repeat exactly
+    outputs=None, # its answers to all training inputs, of `teacher_outputs`; None: it is asked
     features:FeatureDistillation|str|None=None, # a loss of features besides, or the name of one
     lr:float=5e-2, # learning rate of the first epoch
     momentum:float=.9, # of SGD
@@ -156,7 +157,7 @@ def student_learner(
     "A Learner that distils `teacher` into `student`; the defaults are those of the paper's students."
     dls, student, teacher = as_dls(dls), as_model(student, 'student'), as_model(teacher, 'teacher')
     loss = ForwardCrossEntropy() if loss is None else loss
-    own = L(Distillation(teacher.to(dls.device), loss, alpha, temp, cache))
+    own = L(Distillation(teacher.to(dls.device), loss, alpha, temp, cache, outputs))
     if hasattr(loss, 'step'): own += L(AnnealLoss(loss))
     own += L(FeatureDistillation(features) if isinstance(features, str) else features)
     metrics = [Accuracy(), NLL(), ECE(), Agreement(), PredictiveKL()] if metrics is None else metrics

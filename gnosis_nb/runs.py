@@ -76,6 +76,9 @@ _FORMER_VALUES = {
     'teacher.trainer.keep_epochs': [],
     'features.name': 'none',
     'density_model.size': None,
+    'trainer.teacher_cache_views': None,
+    'trainer.teacher_cache_seed': 0,
+    'trainer.teacher_cache_keep': 'exact',
 }
 
 def _counts(name, value):

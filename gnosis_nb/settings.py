@@ -485,12 +485,22 @@ class TextTrainer(Group):
     precision:Literal['auto', 'fp32', 'bf16']
     compile:Switch
     parallel_models:Literal['auto'] | Count
-    teacher_cache:NotNegative
+    teacher_cache:Literal['disk'] | NotNegative
+    teacher_cache_views:Count | None
+    teacher_cache_seed:Seed
+    teacher_cache_keep:Literal['exact', 'half'] | Count
     average:Literal['ema', 'swa'] | None
     average_decay:Decay
     average_start:Decay
     optimizer:Optimizer
     lr_scheduler:Schedule
+
+    @property
+    def on_disk(self): return self.teacher_cache == 'disk'
+
+    @property
+    def cache_gb(self): # of memory, for answers that are not on the disk
+        return 1. if self.on_disk else self.teacher_cache
 
 @dataclass(frozen=True)
 class ImageTrainer(TextTrainer):
@@ -662,6 +672,43 @@ def _check_methods(cfg):
         raise ConfigError("teacher.temperature=fit with dataset.subsample.ratio=1.0: expected a ratio < 1, "
                           "which leaves training examples that teachers do not learn from")
 
+# %% ../nbs/51_settings.ipynb #34cd91fb
+def _check_outputs(cfg):
+    "What outputs on the disk need, for images and for texts."
+    t = cfg.trainer
+    if t.teacher_cache_keep != 'exact' and not t.on_disk:
+        raise ConfigError(f"trainer.teacher_cache_keep={t.teacher_cache_keep}: "
+                          "needs trainer.teacher_cache=disk")
+    key = _repeating(t)
+    if key and not t.distill_teacher:
+        raise ConfigError(f"{key} with trainer.distill_teacher=False: there is no student")
+    if t.on_disk and cfg.teacher.schedule is not None:
+        raise ConfigError(f"{key} with teacher.schedule={cfg.teacher.schedule}: expected null, one teacher "
+                          "for all epochs")
+
+def _repeating(trainer):
+    "The setting that wants inputs to repeat, with its value; None without one."
+    if trainer.on_disk: return 'trainer.teacher_cache=disk'
+    return trainer.teacher_cache_views and f"trainer.teacher_cache_views={trainer.teacher_cache_views}"
+
+def _check_repeats(cfg):
+    "Raise a `ConfigError` if inputs of a student of images do not repeat and have to."
+    key, views = _repeating(cfg.trainer), cfg.trainer.teacher_cache_views
+    load, aug = cfg.distill_loader, cfg.augmentation
+    if not key: return
+    for name in ('mixup_alpha', 'noise', 'synth_ratio'):
+        if (value := getattr(load, name)) > 0:
+            raise ConfigError(f"{key} with distill_loader.{name}={value}: expected 0, as these images do not "
+                              "come twice")
+    if cfg.trainer.on_disk and cfg.features.name != 'none':
+        raise ConfigError(f"{key} with features={cfg.features.name}: expected none, as logits alone are kept")
+    names = [*aug.transforms_list, *load.transforms_list] if aug.random_apply.p > 0 else []
+    if names and not views:
+        raise ConfigError(f"{key} with augmentation.transforms_list={names}: no image comes twice; "
+                          "trainer.teacher_cache_views=8 gives each the same 8 augmentations")
+    if views and not names:
+        raise ConfigError(f"{key}: expected trainer.teacher_cache_views=null, as there is no augmentation")
+
 # %% ../nbs/51_settings.ipynb #cb3b914f
 @dataclass(frozen=True)
 class Classification(Settings):
@@ -679,6 +726,7 @@ class Classification(Settings):
         _check_recipe(student_recipe(self), 'trainer', 'trainer.optimizer', 'trainer.lr_scheduler')
         _check_recipe(self.teacher.trainer.recipe, *['teacher.trainer']*3)
         _check_methods(self)
+        _check_outputs(self)
         self._check_trajectory()
         self._check_controls()
 
@@ -759,6 +807,9 @@ class TextClassification(Classification):
         super().check()
         if not self.distill_loader.splits:
             raise ConfigError("distill_loader.splits=[]: expected a split of the training set")
+        if self.trainer.teacher_cache_views:
+            raise ConfigError(f"trainer.teacher_cache_views={self.trainer.teacher_cache_views}: expected "
+                              "null, as texts are not augmented")
 
 @dataclass(frozen=True)
 class ImageClassification(Classification):
@@ -799,6 +850,7 @@ class ImageClassification(Classification):
         if not load.splits and not load.extra:
             raise ConfigError("distill_loader.splits=[]: expected a split of the training set, "
                               "or images of distill_loader.extra")
+        _check_repeats(self)
 
 # %% ../nbs/51_settings.ipynb #3f5a32d7
 def _library_options(name, model, weights, options, own_input):

@@ -30,6 +30,7 @@ from experiments import SMALL
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.training import GradientClip
+from fastai.data.core import DataLoaders
 from fastai.learner import Recorder
 from PIL import Image
 
@@ -37,11 +38,12 @@ from gnosis_nb.averages import WeightAverage
 from gnosis_nb.cka import cka_matrix, stage_cka
 from gnosis_nb.cli import compose, run_command
 from gnosis_nb.data.augment import AUGMENTATIONS, augmentation
-from gnosis_nb.data.blocks import POLICIES, DistillBlock, policy_blocks
+from gnosis_nb.data.blocks import POLICIES, DistillBlock, DistillLoader, policy_blocks
 from gnosis_nb.data.folder import image_folder
 from gnosis_nb.data.images import ImageData, ImageSets, image_statistics
-from gnosis_nb.data.loaders import image_dls
+from gnosis_nb.data.loaders import ImageLoader, image_dls
 from gnosis_nb.data.text import sentences, text_dls
+from gnosis_nb.data.views import ViewLoader
 from gnosis_nb.distill import FidelityTable, PrintProgress
 from gnosis_nb.features import FeatureDistillation
 from gnosis_nb.fidelity import fidelity_statistics, predictions, reliability
@@ -53,6 +55,7 @@ from gnosis_nb.losses import ForwardCrossEntropy, HardCrossEntropy
 from gnosis_nb.losses_beyond import ALL_LOSSES, DrawnMember
 from gnosis_nb.metrics import fidelity_report
 from gnosis_nb.models import ClassifierEnsemble, LSTMClassifier, build_classifier, build_gan
+from gnosis_nb.outputs import teacher_outputs
 from gnosis_nb.predictions import collect_predictions
 from gnosis_nb.quality import SampleQuality, classifier_judge
 from gnosis_nb.resume import KeepState
@@ -494,6 +497,20 @@ def held(rig, name):
     if not back: raise AssertionError('the stream of the capture is still the current one')
     if not row['replays']: raise AssertionError('nothing has been recorded')
 
+def outputs(rig, keep):
+    "A student that reads its teachers' kept outputs to fixed views of its images."
+    with tempfile.TemporaryDirectory() as tmp:
+        def make(device, **options):
+            sets, mine, teachers = images(), table(), ensemble(2)
+            part = ViewLoader(sets.train, 2, ROWS, True, augmentation(), device=device)
+            test = ImageLoader(sets.test, device=device)
+            dls = DataLoaders(DistillLoader([part], ROWS), test, device=device)
+            kept = teacher_outputs(teachers.to(device), dls.train, tmp, {}, keep, say=lambda s: None)
+            learn = student_learner(dls, network(), teachers, metrics=[], cbs=[mine], cache=0., outputs=kept,
+                                    **options)
+            return as_a_run(learn, mine)
+        rig.compare(make)
+
 def command(rig, name, overrides):
     "A command from its settings to its report."
     with tempfile.TemporaryDirectory() as tmp:
@@ -532,6 +549,7 @@ SCENARIOS = dict(
     **{f'resume within, {o}': partial(resume, policy=o, seconds=1e-9) for o in ('mixup', 'noise', 'gan')},
     together=together, streamed=streamed, fastai_ways=fastai_ways, **{'cuda:1': run_teacher},
     **{f'held {o}': partial(held, name=o) for o in ('tiny', 'dropout')},
+    **{f'outputs {o}': partial(outputs, keep=o) for o in ('half', 3)},
     **{'command images': partial(command, name='image_classification', overrides=IMAGES),
        'command texts': partial(command, name='text_classification', overrides=TEXTS),
        'command generation': partial(command, name='image_generation', overrides=GENERATION)})

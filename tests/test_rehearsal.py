@@ -34,7 +34,7 @@ SLOW = ('network vgg', 'network resnet')  # nothing that the smaller networks do
 PROGRAM = 1.2, .6
 LAUNCHES = {
     **dict.fromkeys(('teacher', 'cuda:1', 'network', 'held', 'landscape', 'student', 'loss', 'hard labels',
-        'policy', 'augmentations', 'generator', 'features'), PROGRAM), 'policy ood': (1.4, 1.2),
+        'policy', 'augmentations', 'generator', 'features', 'outputs'), PROGRAM), 'policy ood': (1.4, 1.2),
     'batches with features': (2, 40),
     'notebook': PROGRAM, 'together': (rehearsal.TOGETHER, 0), 'streamed': (1, 32), 'gan': (1.2, 14),
     'texts, bucket=True': (2, 27), 'texts, bucket=False': (2, 80), 'texts_on_cpu': (2, 31)}

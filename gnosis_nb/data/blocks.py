@@ -198,9 +198,12 @@ class DistillLoader(PlannedLoader):
             if self.repeats: self.made_of = self._in_all(idx)
             yield self.finish(x, torch.cat(ys), [len(i) for i in idx])
 
+    @property
+    def n_inputs(self): return sum(o.n_inputs for o in self.parts)  # that there are, where they repeat
+
     def _in_all(self, idx):
         "Row numbers in all parts together, [batch], from those of every part."
-        first = [0, *itertools.accumulate(len(o.dataset) for o in self.parts)]
+        first = [0, *itertools.accumulate(o.n_inputs for o in self.parts)]
         return torch.cat([o + n for o, n in zip(idx, first)])
 
     def place(self):

@@ -127,6 +127,9 @@ class BatchLoader(PlannedLoader):
         if get_idxs is not None: res.get_idxs = get_idxs
         return res
 
+    @property
+    def n_inputs(self): return len(self.dataset)  # that there are, where they repeat
+
     def get_idxs(self):
         "Row numbers of one epoch, in order."
         n = len(self.dataset)

@@ -103,6 +103,11 @@ def shot(o, name): o.scroll_into_view_if_needed(); o.screenshot(path=SHOTS/f'{na
 DRAWN = 'o.querySelector(".gnosis-picture")'
 def picture(o): return o.locator('.gnosis-picture').first
 def frames(o): return int(picture(o).get_attribute('data-frames'))
+def at_rest(page):
+    "Wait until the kernel has drawn what was asked for, and the page has shown it."
+    page.wait_for_function(KERNEL_IS_IDLE)
+    page.evaluate('() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')
+
 def changed(page, o, before): wait(page, o, f'+{DRAWN}.dataset.frames > a', before)
 def drawn(page, o, count):
     "Do what `count` says about the traces and layout that the page shows."
@@ -244,6 +249,7 @@ def test_landscape_is_read_by_pointing(page):
     plane = panel(page, 'landscape_viewer')
     hover = f'{DRAWN}.querySelector(".hoverlayer").textContent'
     x, y = drawn(page, plane, '[data[0].x[2], data[0].y[4]]')
+    at_rest(page)
     before = frames(plane)
     page.mouse.move(*point(page, plane, '', x, y))
     wait(page, plane, f'/kl \\d/.test({hover})')

@@ -286,7 +286,7 @@ REFUSED = [
      'trainer.parallel_models=0: expected one of auto or a whole number > 0'),
     (IMAGES, 'trainer.parallel_models=many',
      "trainer.parallel_models='many': expected one of auto or a whole number > 0"),
-    (IMAGES, 'trainer.teacher_cache=-1', 'trainer.teacher_cache=-1: expected a number >= 0'),
+    (IMAGES, 'trainer.teacher_cache=-1', 'trainer.teacher_cache=-1: expected one of disk or a number >= 0'),
     (IMAGES, 'dataset=imdb', "dataset.name='imdb': expected one of cifar10"),
     (IMAGES, 'logger=s3', 'logger=s3: needs logger.bucket_name'),
     (TEXTS, 'dataset=digits', "dataset.name='digits': expected one of imdb, sentences"),

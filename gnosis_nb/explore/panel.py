@@ -100,7 +100,7 @@ class Panel(Frame):
         controls:Mapping, # names to widgets that have a value
         buttons:Sequence=(), # further widgets below the controls
         follow:Mapping|None=None, # names of controls to functions `f(value)` that set other controls
-        clicked:Callable|None=None, # as for `Picture.on_click`
+        clicked:Callable|None=None, # as for a picture's `on_click`
         above:Sequence=(), # widgets between picture and text
     ):
         self.draw, self.controls, self.buttons = draw, dict(controls), list(buttons)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENTRIES', 'BASELINE', 'TRACKS', 'MEASURES', 'KEPT', 'Entry', 'read_entry', 'read_entries', 'Track', 'entry_jobs',
-           'entry_row', 'leaderboard_rows', 'standings', 'keep_rows', 'run_entries', 'table_parser', 'kept_row',
-           'verify_row', 'track_settings', 'leaderboard_command']
+           'entry_row', 'entry_rows', 'leaderboard_rows', 'standings', 'with_rate', 'best_rates', 'at_best_rates',
+           'keep_rows', 'run_entries', 'try_rates', 'table_parser', 'kept_row', 'verify_row', 'track_settings',
+           'leaderboard_command']
 
 # %% ../nbs/66_leaderboard.ipynb #db3e8793
 import argparse, random, sys
@@ -146,17 +147,23 @@ def entry_row(
     row.update({k: 100*row[k] for k in ('agreement', 'accuracy', 'ece')})
     return dict(entry=job.preset, trial=job.settings.trial_id, **row, weights=_alike(path),
                 teacher_accuracy=100*values['teacher_accuracy'], images=_images(job.settings),
-                seconds=_seconds(run_state(path)), path=str(path))
+                lr=job.settings.trainer.optimizer.lr, seconds=_seconds(run_state(path)), path=str(path))
+
+def entry_rows(
+    jobs:list, # of `entry_jobs`, of all entries
+    data_dir:str|Path, # where their runs are
+)->pd.DataFrame: # a row a run that is done
+    "The table of all runs."
+    done = done_runs(data_dir)
+    return pd.DataFrame([entry_row(o, done[o.identity]) for o in jobs if o.identity in done])
 
 def leaderboard_rows(
     jobs:list, # of `entry_jobs`, of all entries
     data_dir:str|Path, # where their runs are
-)->pd.DataFrame: # a row a run that is done
+)->pd.DataFrame: # as of `entry_rows`
     "The table of all runs; the baseline's has agreement and KL with the next trial's teacher, too."
-    done = done_runs(data_dir)
-    found = [(o, done[o.identity]) for o in jobs if o.identity in done]
-    table = pd.DataFrame([entry_row(o, path) for o, path in found])
-    base = [o for o, _ in found if o.preset == BASELINE]
+    table, done = entry_rows(jobs, data_dir), done_runs(data_dir)
+    base = [o for o in jobs if o.preset == BASELINE and o.identity in done]
     if len(base) < 2 or base[0].settings.teacher.weights: return table       # one teacher for all trials
     other = add_independent(collect(base, data_dir), base[0].settings)
     other = other[['trial', 'independent_agreement', 'independent_kl']].assign(entry=BASELINE)
@@ -185,9 +192,44 @@ def standings(
             gain=interval(base.independent_agreement - base.agreement)[0], verdict='for comparison'))
     return pd.DataFrame(out).sort_values('agreement', ascending=False, ignore_index=True)
 
+# %% ../nbs/66_leaderboard.ipynb #4cf752db
+_RATE = 'trainer.optimizer.lr'
+
+def _folder_of(folder, track, overrides):
+    "Of the tables."
+    return Path(folder or Path(compose([*TRACKS[track].settings, *overrides]).data_dir)/'leaderboard')
+
+def with_rate(
+    entry:Entry, # of `read_entries`
+    lr:float, # learning rate
+)->Entry:
+    "The entry with another learning rate."
+    others = [o for o in entry.settings if override_key(o) != _RATE]
+    return replace(entry, settings=[*others, f'{_RATE}={lr:g}'])
+
+def best_rates(
+    rows:pd.DataFrame, # of `try_rates`
+)->dict: # learning rates by the names of entries
+    "For each entry the learning rate with the highest agreement."
+    best = rows.loc[rows.groupby('entry', sort=False).agreement.idxmax()]
+    return dict(zip(best.entry, best.lr))
+
+def at_best_rates(
+    entries:dict, # of `read_entries`
+    track:str, # a key of `TRACKS`
+    folder:str|Path, # of the table of `try_rates`
+)->dict: # the same entries, each at its best rate
+    "Raises `ValueError` without such a table, and for entries that are not in it."
+    r = load_results('rates', track, folder)
+    if r is None: raise ValueError(f'--tuned: expected rates_{track}.csv in {folder}; run --rates 1,3,10 first')
+    best = best_rates(r.rows)
+    if odd := [o for o in entries if o not in best]:
+        raise ValueError(f'--tuned: expected rates for {odd[0]} in {folder}/rates_{track}.csv; run --rates for it first')
+    return {k: with_rate(o, best[k]) for k, o in entries.items()}
+
 # %% ../nbs/66_leaderboard.ipynb #a8f24ca6
 def keep_rows(
-    name:str, # of the table: leaderboard or law
+    name:str, # of the table: leaderboard, tuned, rates or law
     track:str, # a key of `TRACKS`
     rows:pd.DataFrame, # one a run, with its folder as path
     command:str, # that makes them again
@@ -201,41 +243,80 @@ def keep_rows(
                  command=command, provenance=provenance)
     return save_results(Results(name, track, rows.drop(columns='path'), facts, packages), folder)
 
+def _prepare(jobs, track, overrides, say):
+    "What runs need before they start: a generator of images, teachers."
+    if any(wants_generator(o.settings) for o in jobs):
+        shared = [o for o in overrides if override_key(o).startswith((*OF_ALL, 'data_dir'))]
+        train('fig07', TRACKS[track].scale, shared, here=True, say=say)
+    if not jobs[0].settings.teacher.weights:
+        for o in teacher_jobs(jobs): run_here('image_classification', compose(o))
+
+def _run_each(jobs, rows_of, keep, say):
+    "Train the jobs of each name; the table is kept after every name. Raises `ConfigError` at the end if some failed."
+    every = [o for each in jobs.values() for o in each]
+    data_dir = every[0].settings.data_dir
+    done, failed = done_runs(data_dir), []
+    for i, (name, own) in enumerate(jobs.items(), 1):
+        todo = [o for o in own if o.identity not in done]
+        if todo: say(f'{i} of {len(jobs)}, {name}: {len(todo)} of {len(own)} runs')
+        try:
+            for o in todo: run_here('image_classification', o.settings)
+        except Exception as e:
+            say(f'{name}: failed, and left out: {type(e).__name__}: {e}')
+            failed.append(name)
+        rows = rows_of(every, data_dir)
+        if len(rows): table = keep(rows)
+    say(f'{table}: {len(rows)} runs')
+    if failed: raise ConfigError(f"{', '.join(failed)}: failed, see above; the same command tries again")
+    return rows
+
+def _command(track, options, overrides, entries):
+    "That makes a table again."
+    some = [f"--only {','.join(entries)}"] if {*entries} != {*read_entries()} else []
+    return ' '.join(['gnosis-leaderboard', f'track={track}', *options, *some,
+                     *(o for o in overrides if override_key(o) != 'data_dir')])
+
 def run_entries(
     entries:dict, # of `read_entries`
     track:str='small', # a key of `TRACKS`
     trials:int=5, # how many
     overrides=(), # of all runs
     folder:str|Path|None=None, # where the table goes; None: `leaderboard` below `data_dir`
+    tuned:bool=False, # each entry at its best rate of `try_rates`, whose table is in the same folder?
     say=print, # called with sentences for the user
 )->pd.DataFrame: # of `leaderboard_rows`
     "Train all entries. Raises `ConfigError` at the end if runs have failed."
+    folder = _folder_of(folder, track, overrides)
+    if tuned: entries = at_best_rates(entries, track, folder)
     jobs = {name: entry_jobs(o, track, trials, overrides) for name, o in entries.items()}
-    every = [o for each in jobs.values() for o in each]
-    data_dir = every[0].settings.data_dir
-    folder = Path(folder or Path(data_dir)/'leaderboard')
-    some = [f"--only {','.join(entries)}"] if {*entries} != {*read_entries()} else []
-    command = ' '.join(['gnosis-leaderboard', f'track={track}', f'trials={trials}', *some,
-                        *(o for o in overrides if override_key(o) != 'data_dir')])
-    if any(wants_generator(o.settings) for o in every):
-        shared = [o for o in overrides if override_key(o).startswith((*OF_ALL, 'data_dir'))]
-        train('fig07', TRACKS[track].scale, shared, here=True, say=say)
-    if not every[0].settings.teacher.weights:
-        for o in teacher_jobs(every): run_here('image_classification', compose(o))
-    done, failed = done_runs(data_dir), []
-    for i, (name, own) in enumerate(jobs.items(), 1):
-        todo = [o for o in own if o.identity not in done]
-        if todo: say(f'{i} of {len(jobs)}, {name}: {len(todo)} of {trials} runs')
-        try:
-            for o in todo: run_here('image_classification', o.settings)
-        except Exception as e:
-            say(f'{name}: failed, and left out: {type(e).__name__}: {e}')
-            failed.append(name)
-        rows = leaderboard_rows(every, data_dir)
-        if len(rows): table = keep_rows('leaderboard', track, rows, command, folder)
-    say(f'{table}: {len(rows)} runs')
-    if failed: raise ConfigError(f"{', '.join(failed)}: failed, see above; the same command tries again")
-    return rows
+    _prepare([o for each in jobs.values() for o in each], track, overrides, say)
+    command = _command(track, [f'trials={trials}', *['--tuned']*tuned], overrides, entries)
+    keep = lambda rows: keep_rows('tuned' if tuned else 'leaderboard', track, rows, command, folder)
+    return _run_each(jobs, leaderboard_rows, keep, say)
+
+
+# %% ../nbs/66_leaderboard.ipynb #19b69f44
+def try_rates(
+    entries:dict, # of `read_entries`
+    factors, # by which each entry's learning rate is multiplied
+    track:str='small', # a key of `TRACKS`
+    trial:int=5, # one that is not in the leaderboard
+    overrides=(), # of all runs
+    folder:str|Path|None=None, # where the table goes; None: `leaderboard` below `data_dir`
+    say=print, # called with sentences for the user
+)->pd.DataFrame: # of `entry_rows`
+    "Train a student of each entry at each rate. Raises `ConfigError` at the end if runs have failed."
+    jobs = {}
+    for name, entry in entries.items():
+        own = entry_jobs(entry, track, 1, overrides)[0].settings.trainer.optimizer.lr
+        for factor in factors:
+            job = entry_jobs(with_rate(entry, own*factor), track, trial + 1, overrides)[-1]
+            jobs[f'{name} at {own*factor:g}'] = [job]
+    _prepare([o for each in jobs.values() for o in each], track, overrides, say)
+    rates = f"--rates {','.join(f'{o:g}' for o in factors)}"
+    command = _command(track, [f'trials={trial}', rates], overrides, entries)
+    folder = _folder_of(folder, track, overrides)
+    return _run_each(jobs, entry_rows, lambda rows: keep_rows('rates', track, rows, command, folder), say)
 
 # %% ../nbs/66_leaderboard.ipynb #2fcb5486
 KEPT = 'nbs/beyond/results'   # tables that belong to the repository
@@ -303,8 +384,16 @@ def _entry_verified(r, row, entries, given, say):
     kept = r.rows.iloc[row]
     if kept.entry not in entries:
         raise ValueError(f'row={row}: {kept.entry} is no entry of this package; give its file')
-    job = entry_jobs(entries[kept.entry], r.scale, int(kept.trial) + 1, given)[-1]
+    entry = with_rate(entries[kept.entry], kept.lr) if 'lr' in kept else entries[kept.entry]
+    job = entry_jobs(entry, r.scale, int(kept.trial) + 1, given)[-1]
     return verify_row(r, row, job, entry_row, ['entry'], say)
+
+def _factors(text):
+    "Numbers > 0 from the command line."
+    try: factors = [float(o) for o in text.split(',')]
+    except ValueError: factors = [0.]
+    if min(factors) <= 0: raise ValueError(f'--rates {text}: expected numbers > 0, such as 1,3,10')
+    return factors
 
 def leaderboard_command(
     args=None, # of the command line; None: those of this process
@@ -315,13 +404,16 @@ def leaderboard_command(
     p.add_argument('given', nargs='*', metavar='FILE|SETTING', help=(
         'files of further entries; settings as below, and of all runs: device=cuda'))
     p.add_argument('--only', metavar='NAME,NAME', help='these entries, beside the baseline')
+    p.add_argument('--rates', metavar='1,3,10', help=(
+        "try these multiples of each entry's learning rate, in one trial after those of the leaderboard"))
+    p.add_argument('--tuned', action='store_true', help='each entry at the best rate that --rates has found')
     a = p.parse_intermixed_args(args)
     files, say = [o for o in a.given if '=' not in o], partial(print, flush=True)
     try:
         track, trials, rest = track_settings([o for o in a.given if '=' in o], 5)
         entries = {**read_entries(), **{o.name: o for o in map(read_entry, files)}}
         if a.verify:
-            r, row, given = kept_row('leaderboard', track, a, rest)
+            r, row, given = kept_row('tuned' if a.tuned else 'leaderboard', track, a, rest)
             sys.exit(0 if _entry_verified(r, row, entries, given, say) else 1)
         only = a.only.split(',') if a.only else []
         if odd := [o for o in only if o not in entries]:
@@ -329,6 +421,11 @@ def leaderboard_command(
         if only or files:
             wanted = {BASELINE, *only, *(Path(o).stem for o in files)}
             entries = {k: o for k, o in entries.items() if k in wanted}
-        rows = run_entries(entries, track, trials, rest, a.results or (KEPT if a.keep else None), say)
+        folder = a.results or (KEPT if a.keep else None)
+        if a.rates:
+            tried = try_rates(entries, _factors(a.rates), track, trials, rest, folder, say)
+            print(tried[['entry', 'lr', *MEASURES]].round(3).to_string(index=False))
+            return
+        rows = run_entries(entries, track, trials, rest, folder, a.tuned, say)
         print(standings(rows, entries).drop(columns='what').round(3).to_string(index=False))
     except (ValueError, OSError, RunLocked) as e: sys.exit(f"error: {' '.join(str(e).split())}")

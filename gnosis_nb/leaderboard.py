@@ -221,10 +221,11 @@ def at_best_rates(
 )->dict: # the same entries, each at its best rate
     "Raises `ValueError` without such a table, and for entries that are not in it."
     r = load_results('rates', track, folder)
-    if r is None: raise ValueError(f'--tuned: expected rates_{track}.csv in {folder}; run --rates 1,3,10 first')
+    file = Path(folder)/f'rates_{track}.csv'
+    if r is None: raise ValueError(f'--tuned: expected {file}; run --rates 1,3,10 first')
     best = best_rates(r.rows)
     if odd := [o for o in entries if o not in best]:
-        raise ValueError(f'--tuned: expected rates for {odd[0]} in {folder}/rates_{track}.csv; run --rates for it first')
+        raise ValueError(f'--tuned: expected rates for {odd[0]} in {file}; run --rates for it first')
     return {k: with_rate(o, best[k]) for k, o in entries.items()}
 
 # %% ../nbs/66_leaderboard.ipynb #a8f24ca6
@@ -252,7 +253,7 @@ def _prepare(jobs, track, overrides, say):
         for o in teacher_jobs(jobs): run_here('image_classification', compose(o))
 
 def _run_each(jobs, rows_of, keep, say):
-    "Train the jobs of each name; the table is kept after every name. Raises `ConfigError` at the end if some failed."
+    "Train the jobs of each name, and keep the table after every name. Raises `ConfigError` at the end if some failed."
     every = [o for each in jobs.values() for o in each]
     data_dir = every[0].settings.data_dir
     done, failed = done_runs(data_dir), []

@@ -253,7 +253,7 @@ def _prepare(jobs, track, overrides, say):
         for o in teacher_jobs(jobs): run_here('image_classification', compose(o))
 
 def _run_each(jobs, rows_of, keep, say):
-    "Train the jobs of each name, and keep the table after every name. Raises `ConfigError` at the end if some failed."
+    "Train the jobs of each name; keep the table after each. Raises `ConfigError` at the end if some failed."
     every = [o for each in jobs.values() for o in each]
     data_dir = every[0].settings.data_dir
     done, failed = done_runs(data_dir), []

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENTRIES', 'BASELINE', 'TRACKS', 'MEASURES', 'KEPT', 'Entry', 'read_entry', 'read_entries', 'Track', 'entry_jobs',
-           'entry_row', 'entry_rows', 'leaderboard_rows', 'standings', 'with_rate', 'best_rates', 'at_best_rates',
-           'keep_rows', 'run_entries', 'try_rates', 'table_parser', 'kept_row', 'verify_row', 'track_settings',
-           'leaderboard_command']
+           'entry_row', 'entry_rows', 'leaderboard_rows', 'standings', 'rung', 'nearest_rung', 'with_rate',
+           'best_rates', 'at_best_rates', 'keep_rows', 'run_entries', 'try_rates', 'table_parser', 'kept_row',
+           'verify_row', 'track_settings', 'leaderboard_command']
 
 # %% ../nbs/66_leaderboard.ipynb #db3e8793
 import argparse, random, sys
@@ -195,6 +195,18 @@ def standings(
 # %% ../nbs/66_leaderboard.ipynb #4cf752db
 _RATE = 'trainer.optimizer.lr'
 
+def rung(
+    k:int, # 0 is a rate of 1, each two rungs are a factor of 10
+)->float: # learning rate
+    "A learning rate of the ladder … .1, .3, 1, 3 …"
+    return float(f'{(1, 3)[k % 2]}e{k//2}')
+
+def nearest_rung(
+    lr:float, # learning rate
+)->int:
+    "The rung of the ladder that is next to a rate."
+    return round(2*np.log10(lr))
+
 def _folder_of(folder, track, overrides):
     "Of the tables."
     return Path(folder or Path(compose([*TRACKS[track].settings, *overrides]).data_dir)/'leaderboard')
@@ -222,7 +234,7 @@ def at_best_rates(
     "Raises `ValueError` without such a table, and for entries that are not in it."
     r = load_results('rates', track, folder)
     file = Path(folder)/f'rates_{track}.csv'
-    if r is None: raise ValueError(f'--tuned: expected {file}; run --rates 1,3,10 first')
+    if r is None: raise ValueError(f'--tuned: expected {file}; run --rates first')
     best = best_rates(r.rows)
     if odd := [o for o in entries if o not in best]:
         raise ValueError(f'--tuned: expected rates for {odd[0]} in {file}; run --rates for it first')
@@ -268,8 +280,11 @@ def _run_each(jobs, rows_of, keep, say):
         rows = rows_of(every, data_dir)
         if len(rows): table = keep(rows)
     say(f'{table}: {len(rows)} runs')
-    if failed: raise ConfigError(f"{', '.join(failed)}: failed, see above; the same command tries again")
+    _complain(failed)
     return rows
+
+def _complain(failed):
+    if failed: raise ConfigError(f"{', '.join(failed)}: failed, see above; the same command tries again")
 
 def _command(track, options, overrides, entries):
     "That makes a table again."
@@ -297,27 +312,50 @@ def run_entries(
 
 
 # %% ../nbs/66_leaderboard.ipynb #19b69f44
+def _climb(measure, start):
+    "Measure rung after rung from a start, up or else down, for as long as what is measured rises."
+    found = {start: measure(start)}
+    for step in (1, -1):
+        k = start
+        while True:
+            found[k + step] = measure(k + step)
+            if not found[k + step] > found[k]: break
+            k += step
+        if k != start: break
+    return found
+
 def try_rates(
     entries:dict, # of `read_entries`
-    factors, # by which each entry's learning rate is multiplied
     track:str='small', # a key of `TRACKS`
     trial:int=5, # one that is not in the leaderboard
     overrides=(), # of all runs
     folder:str|Path|None=None, # where the table goes; None: `leaderboard` below `data_dir`
     say=print, # called with sentences for the user
 )->pd.DataFrame: # of `entry_rows`
-    "Train a student of each entry at each rate. Raises `ConfigError` at the end if runs have failed."
-    jobs = {}
-    for name, entry in entries.items():
-        own = entry_jobs(entry, track, 1, overrides)[0].settings.trainer.optimizer.lr
-        for factor in factors:
-            job = entry_jobs(with_rate(entry, own*factor), track, trial + 1, overrides)[-1]
-            jobs[f'{name} at {own*factor:g}'] = [job]
-    _prepare([o for each in jobs.values() for o in each], track, overrides, say)
-    rates = f"--rates {','.join(f'{o:g}' for o in factors)}"
-    command = _command(track, [f'trials={trial}', rates], overrides, entries)
+    "Look for the learning rate of each entry. Raises `ConfigError` at the end if runs have failed."
+    def job_at(entry, k): return entry_jobs(with_rate(entry, rung(k)), track, trial + 1, overrides)[-1]
+    own = {name: entry_jobs(o, track, trial + 1, overrides)[-1] for name, o in entries.items()}
+    data_dir, tried, failed = own[BASELINE].settings.data_dir, [], []
+    _prepare([*own.values()], track, overrides, say)
     folder = _folder_of(folder, track, overrides)
-    return _run_each(jobs, entry_rows, lambda rows: keep_rows('rates', track, rows, command, folder), say)
+    command = _command(track, [f'trials={trial}', '--rates'], overrides, entries)
+    for i, (name, entry) in enumerate(entries.items(), 1):
+        def measure(k):
+            job = job_at(entry, k)
+            if job.identity not in done_runs(data_dir):
+                say(f'{i} of {len(entries)}, {name}: at {rung(k):g}')
+                run_here('image_classification', job.settings)
+            tried.append(job)
+            return entry_row(job, done_runs(data_dir)[job.identity])['agreement']
+        try: _climb(measure, nearest_rung(own[name].settings.trainer.optimizer.lr))
+        except Exception as e:
+            say(f'{name}: failed, and left out: {type(e).__name__}: {e}')
+            failed.append(name)
+        rows = entry_rows(tried, data_dir)
+        if len(rows): table = keep_rows('rates', track, rows, command, folder)
+    say(f'{table}: {len(rows)} runs')
+    _complain(failed)
+    return rows
 
 # %% ../nbs/66_leaderboard.ipynb #2fcb5486
 KEPT = 'nbs/beyond/results'   # tables that belong to the repository
@@ -389,13 +427,6 @@ def _entry_verified(r, row, entries, given, say):
     job = entry_jobs(entry, r.scale, int(kept.trial) + 1, given)[-1]
     return verify_row(r, row, job, entry_row, ['entry'], say)
 
-def _factors(text):
-    "Numbers > 0 from the command line."
-    try: factors = [float(o) for o in text.split(',')]
-    except ValueError: factors = [0.]
-    if min(factors) <= 0: raise ValueError(f'--rates {text}: expected numbers > 0, such as 1,3,10')
-    return factors
-
 def leaderboard_command(
     args=None, # of the command line; None: those of this process
 ):
@@ -405,8 +436,8 @@ def leaderboard_command(
     p.add_argument('given', nargs='*', metavar='FILE|SETTING', help=(
         'files of further entries; settings as below, and of all runs: device=cuda'))
     p.add_argument('--only', metavar='NAME,NAME', help='these entries, beside the baseline')
-    p.add_argument('--rates', metavar='1,3,10', help=(
-        "try these multiples of each entry's learning rate, in one trial after those of the leaderboard"))
+    p.add_argument('--rates', action='store_true', help=(
+        "look for each entry's learning rate, in one trial after those of the leaderboard"))
     p.add_argument('--tuned', action='store_true', help='each entry at the best rate that --rates has found')
     a = p.parse_intermixed_args(args)
     files, say = [o for o in a.given if '=' not in o], partial(print, flush=True)
@@ -424,7 +455,7 @@ def leaderboard_command(
             entries = {k: o for k, o in entries.items() if k in wanted}
         folder = a.results or (KEPT if a.keep else None)
         if a.rates:
-            tried = try_rates(entries, _factors(a.rates), track, trials, rest, folder, say)
+            tried = try_rates(entries, track, trials, rest, folder, say)
             print(tried[['entry', 'lr', *MEASURES]].round(3).to_string(index=False))
             return
         rows = run_entries(entries, track, trials, rest, folder, a.tuned, say)

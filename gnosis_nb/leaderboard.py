@@ -344,7 +344,10 @@ def try_rates(
             job = job_at(entry, k)
             if job.identity not in done_runs(data_dir):
                 say(f'{i} of {len(entries)}, {name}: at {rung(k):g}')
-                run_here('image_classification', job.settings)
+                try: run_here('image_classification', job.settings)
+                except FloatingPointError:
+                    say(f'{name}: training diverges at {rung(k):g}')
+                    return -np.inf
             tried.append(job)
             return entry_row(job, done_runs(data_dir)[job.identity])['agreement']
         try: _climb(measure, nearest_rung(own[name].settings.trainer.optimizer.lr))

@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # Modules are compiled once, when one of the many processes imports them first.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test test-latest test-oldest check lint torchtext lab readme docs clean
+.PHONY: demo test test-latest test-oldest check lint torchtext lab readme docs everything clean
 
 demo: .venv/.lib  ## three teachers and a student on the digits, in a minute or two
 	gnosis-image-classification +experiment=digits teacher.num_components=3 teacher.independent=true data_dir=demo exp_name=digits
@@ -45,6 +45,9 @@ readme: .venv/.dev  ## README.md from nbs/index.ipynb
 
 docs: .venv/.dev  ## the documentation site in _docs, with its links and anchors checked; needs no network
 	python scripts/docs.py
+
+everything:  ## all of these targets and every command of the documentation, in a fresh clone, with a table of times; takes an hour
+	$(PYTHON) scripts/everything.py
 
 clean:
 	rm -rf .venv .venv-latest .venv-oldest .venv-torchtext build dist *.egg-info demo

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from configparser import ConfigParser
 from html.parser import HTMLParser
 from pathlib import Path
@@ -37,6 +38,8 @@ def process(home):
                          env={**os.environ, "PYTHONPATH": str(home)})
     if out.returncode:
         raise RuntimeError(f"nbdev: expected processed notebooks: {out.stderr[-2000:]}")
+    if not (home / "_proc").exists():
+        raise RuntimeError(f"nbdev: expected processed notebooks; it leaves out all that lie in {home}")
     return home / "_proc"
 
 
@@ -302,7 +305,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=ROOT / INI["doc_path"])
     out = parser.parse_args().out
     try:
-        lost = build(out, ROOT / "_proc")
+        with tempfile.TemporaryDirectory() as work:    # not below `_proc`, which nbdev passes over
+            lost = build(out, Path(work) / "site")
     except RuntimeError as e:
         sys.exit(f"error: {e}")
     if lost:

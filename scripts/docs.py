@@ -164,11 +164,11 @@ def convert(path, front, nb, addresses):
         entries = [o["text/markdown"] for o in shown if "text/markdown" in o]
         if c["cell_type"] == "markdown":
             cells.append(markdown(re.sub(r"^<!-- WARNING.*?-->\s*", "", source)))
-        elif "#| echo: false" in source:
+        elif "#| echo: false" in source and entries:
             cells += [markdown(api_entry("".join(o))) for o in entries]
         else:
             c["source"] = re.sub(r"^#\|.*\n", "", source, flags=re.M)
-            c["metadata"] = {}
+            c["metadata"] = dict(tags=["remove-input"]) if "#| echo: false" in source else {}
             for o in c.get("outputs", []):
                 if html := o.get("data", {}).get("text/html"):
                     o["data"]["text/html"] = rewrite_html("".join(html), path, addresses)
@@ -296,7 +296,8 @@ def build(out, work):
         o.mkdir(parents=True)
     folder = process(work)
     write_source(read_pages(folder), work / "source", ROOT / "nbs")
-    render(work / "source", out)
+    render(work / "source", work / "html")      # MyST-NB leaves a copy of the notebooks beside it
+    shutil.copytree(work / "html", out, dirs_exist_ok=True)
     return broken_links(out)
 
 

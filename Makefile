@@ -3,6 +3,9 @@ PYTHON ?= python3
 LAB_FLAGS ?=
 WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 LONGEST := tutorials/sweep.ipynb
+# What pytest runs in test-latest and test-oldest; CI gives `$(TRAINING)` to the first, the files in which fastai trains.
+TESTS ?= tests
+TRAINING := $(patsubst %,tests/test_%.py,callbacks classification image_classification text_classification methods features)
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Threads that wait must not spin: where other programs use the cores, too, training would be many times slower.
@@ -23,10 +26,10 @@ test: .venv/.dev  ## notebooks, of which the longest begins first, then pytest, 
 
 test-latest: .venv-latest/.lib  ## the same with the newest versions that the ranges of settings.ini admit, and nbdev 3
 	OMP_NUM_THREADS=1 PATH=$(CURDIR)/.venv-latest/bin:$$PATH .venv-latest/bin/nbdev-test nbs --n-workers $(WORKERS) --timing
-	OMP_NUM_THREADS=1 PATH=$(CURDIR)/.venv-latest/bin:$$PATH .venv-latest/bin/pytest -q -n $$(($(WORKERS) + 1)) --dist worksteal tests
+	OMP_NUM_THREADS=1 PATH=$(CURDIR)/.venv-latest/bin:$$PATH .venv-latest/bin/pytest -q -n $$(($(WORKERS) + 1)) --dist worksteal $(TESTS)
 
 test-oldest: .venv-oldest/.lib  ## pytest with the oldest versions that the ranges of settings.ini admit
-	OMP_NUM_THREADS=1 PATH=$(CURDIR)/.venv-oldest/bin:$$PATH .venv-oldest/bin/pytest -q -n $$(($(WORKERS) + 1)) --dist worksteal tests
+	OMP_NUM_THREADS=1 PATH=$(CURDIR)/.venv-oldest/bin:$$PATH .venv-oldest/bin/pytest -q -n $$(($(WORKERS) + 1)) --dist worksteal $(TESTS)
 
 lint: .venv/.dev  ## long lines, semicolons, private names of other modules, unused imports and names; rules in pyproject.toml
 	ruff check .
@@ -72,7 +75,8 @@ clean:
 .venv-latest/.lib: settings.ini setup.py
 	test -x .venv-latest/bin/python || $(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/python -m pip install -q uv
-	.venv-latest/bin/uv pip install -q --python .venv-latest/bin/python --upgrade -e '.[latest]'
+	.venv-latest/bin/uv pip install -q --python .venv-latest/bin/python --upgrade -e '.[latest]' \
+		|| .venv-latest/bin/python -m pip install -q --upgrade -e '.[latest]'
 	touch $@
 
 # First the oldest of what the package itself needs, then what the tests need beside it.

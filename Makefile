@@ -10,6 +10,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Threads that wait must not spin: where other programs use the cores, too, training would be many times slower.
 export OMP_WAIT_POLICY = PASSIVE
+# uv trusts the certificates that pip trusts: those of this machine, with the one of a proxy.
+export UV_SYSTEM_CERTS = 1
 # Modules are compiled once, when one of the many processes imports them first.
 export PYTHONDONTWRITEBYTECODE =
 

@@ -5,7 +5,8 @@ WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2); ech
 LONGEST := tutorials/sweep.ipynb
 # What pytest runs in test-latest and test-oldest; CI gives `$(TRAINING)` to the first, the files in which fastai trains.
 TESTS ?= tests
-TRAINING := $(patsubst %,tests/test_%.py,callbacks classification image_classification text_classification methods features)
+TRAINING := $(patsubst %,tests/test_%.py,callbacks classification image_classification text_classification \
+	image_generation methods features progress resume readme)
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Threads that wait must not spin: where other programs use the cores, too, training would be many times slower.

@@ -20,9 +20,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = "gnosis-[a-z-]+|make|python|source"
-SHORT = "make |source |digits|--help|--cost|--plan$|gnosis-runs (demo|--by)|benchmark.py callbacks|rehearsal"
+SHORT = "make |source |digits|--help|--cost|gnosis-runs (demo|--by)|benchmark.py callbacks|rehearsal"
 REASONS = [  # why other commands are not done; the first that is found counts
     ("scale=medium|device=cuda|gpu_day", "a GPU"),
+    ("--plan", "the data sets of a figure"),
     ("slurm", "a Slurm cluster"),
     ("dataset=imagenet|table2_imagenet", "ImageNet"),
     ("weights=", "published weights"),

@@ -92,7 +92,7 @@ def everything():
 
     named = sorted((o for o in targets() if o not in ("everything", "clean")), key=is_long)
     made = [Command(f"make {o}", "Makefile") for o in named]
-    rest = [o for o in documented() if o.text.split()[1] not in targets()]
+    rest = [o for o in documented() if o.text not in {f"make {name}" for name in targets()}]
     commands = [*made, *rest, Command("make clean", "Makefile")]
     for o in commands:
         if o.text == "make lab":

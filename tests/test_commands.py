@@ -53,6 +53,7 @@ def test_there_is_such_a_command(command, capsys):
 def test_nothing_is_left_out_without_a_reason():
     commands = everything.everything()
     done = [o.text for o in commands if everything.why_not(o.text) is None]
+    assert 'gnosis-runs demo' in done
     assert {f'make {o}' for o in everything.targets()} - {*done} == {'make lab', 'make everything'}
     assert everything.why_not('gnosis-figure fig03 scale=paper') == 'its data set, and hours'
     assert everything.why_not('gnosis-figure --plan device=cuda') == 'a GPU'

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from configparser import ConfigParser
 from html.parser import HTMLParser
 from pathlib import Path
@@ -37,6 +38,8 @@ def process(home):
                          env={**os.environ, "PYTHONPATH": str(home)})
     if out.returncode:
         raise RuntimeError(f"nbdev: expected processed notebooks: {out.stderr[-2000:]}")
+    if not (home / "_proc").exists():
+        raise RuntimeError(f"nbdev: expected processed notebooks; it leaves out all that lie in {home}")
     return home / "_proc"
 
 
@@ -161,11 +164,11 @@ def convert(path, front, nb, addresses):
         entries = [o["text/markdown"] for o in shown if "text/markdown" in o]
         if c["cell_type"] == "markdown":
             cells.append(markdown(re.sub(r"^<!-- WARNING.*?-->\s*", "", source)))
-        elif "#| echo: false" in source:
+        elif "#| echo: false" in source and entries:
             cells += [markdown(api_entry("".join(o))) for o in entries]
         else:
             c["source"] = re.sub(r"^#\|.*\n", "", source, flags=re.M)
-            c["metadata"] = {}
+            c["metadata"] = dict(tags=["remove-input"]) if "#| echo: false" in source else {}
             for o in c.get("outputs", []):
                 if html := o.get("data", {}).get("text/html"):
                     o["data"]["text/html"] = rewrite_html("".join(html), path, addresses)
@@ -293,7 +296,8 @@ def build(out, work):
         o.mkdir(parents=True)
     folder = process(work)
     write_source(read_pages(folder), work / "source", ROOT / "nbs")
-    render(work / "source", out)
+    render(work / "source", work / "html")      # MyST-NB leaves a copy of the notebooks beside it
+    shutil.copytree(work / "html", out, dirs_exist_ok=True)
     return broken_links(out)
 
 
@@ -302,7 +306,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=ROOT / INI["doc_path"])
     out = parser.parse_args().out
     try:
-        lost = build(out, ROOT / "_proc")
+        with tempfile.TemporaryDirectory() as work:    # not below `_proc`, which nbdev passes over
+            lost = build(out, Path(work) / "site")
     except RuntimeError as e:
         sys.exit(f"error: {e}")
     if lost:

@@ -5,7 +5,8 @@
         ...
     print(sim.report())
 
-It needs a CUDA build of torch (what pip installs on Linux), no driver and nothing else.
+It needs a CUDA build of torch (what pip installs on Linux) that lets a device be without a driver; `MISSING`
+says what an installed one lacks.
 
 * A tensor on the device is a wrapper that says `device='cuda:0'` (with CUDA's dispatch keys and autocast) and
   holds a CPU tensor. Each operation is checked as CUDA checks it, and then computed on the CPU. The autograd
@@ -44,6 +45,11 @@ from torch.utils import _python_dispatch  # noqa: PLC2701 (torch's way to interc
 
 aten = torch.ops.aten
 SIM = None  # the device of the newest `device()`
+MISSING = None  # why there can be no simulated device here
+if not torch.backends.cuda.is_built():
+    MISSING = 'a simulated GPU needs a CUDA build of torch'
+elif not hasattr(torch._C, '_ensureCUDADeviceGuardSet'):
+    MISSING = f'a simulated GPU needs a newer torch: devices of {torch.__version__} want a driver'
 IS_OLD = tuple(map(int, torch.__version__.split('.')[:2])) < (2, 12)
 PAGEABLE = 64 * 1024  # bytes: larger copies of memory that is not pinned wait for the stream, asked to or not
 NO_KERNEL = set("""detach alias view t transpose permute expand slice select unsqueeze squeeze as_strided
@@ -767,7 +773,7 @@ def device(
 ):
     "A GPU within the context."
     global SIM
-    if not torch.backends.cuda.is_built(): raise RuntimeError('simcuda needs a CUDA build of torch')
+    if MISSING: raise RuntimeError(MISSING)
     SIM = Sim(torch.device('cuda', index), roots, old, float64)
     _here.__dict__.clear()
     SIM.generator = Generator('cuda').manual_seed(0)

@@ -25,6 +25,7 @@ from gnosis_nb.runs import find_runs
 from gnosis_nb.schema import ConfigError
 from gnosis_nb.settings import network_options
 from gnosis_nb.teachers import load_teachers
+from versions import casts_in_modes, reads_pickles
 
 IMAGES, TEXTS = SMALL
 # the reference's columns, in its order
@@ -178,6 +179,7 @@ def test_teachers_of_the_same_experiment_are_used(pool, command, same):
 
 @both
 @pytest.mark.parametrize('key', ['ckpt_dir', 'ckpt_path'])
+@reads_pickles
 def test_a_foreign_state_dict_is_a_teacher_only_where_it_is_pointed_at(tmp_path, command, key):
     inputs = inputs_of(command)
     options = network_options(compose(SMALL[command], command), 'classifier')
@@ -311,8 +313,9 @@ class HostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize('command, overrides, reads', [
     (IMAGES, ['dataloader.batch_size=64', 'augmentation.transforms_list=[crop,horizontal_flip]'], []),
-    (TEXTS, ['trainer.optimizer.name=SGD'],  # Adam reads its step count, on the CPU
-     ['aten._local_scalar_dense.default']*5)])  # each batch's greatest length, from a copy on the CPU
+    pytest.param(TEXTS, ['trainer.optimizer.name=SGD'],  # Adam reads its step count, on the CPU
+                 ['aten._local_scalar_dense.default']*5,  # each batch's greatest length, of a copy on the CPU
+                 marks=casts_in_modes)])
 def test_nothing_is_read_from_the_device_between_batches(tmp_path, monkeypatch, command, overrides, reads):
     seen, before, after = [], distill.FidelityTable.before_train, distill.FidelityTable.after_train
     entered = []

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-import torch
+import simcuda
 from experiments import ROOT
 
 sys.path.append(str(ROOT/'scripts'))
@@ -60,7 +60,7 @@ def test_the_parts_call_what_is_there():
         if 'benchmark' in script: assert f'def {names[0]}(args, facts)' in subjects
         if 'gpu_day' in script: assert names[0] in gpu_day.OWN
 
-@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason='a simulated GPU needs a CUDA build of torch')
+@pytest.mark.skipif(bool(simcuda.MISSING), reason=str(simcuda.MISSING))
 def test_a_simulated_day(tmp_path):
     command = ['scripts/gpu_day.py', '--simulate', '--out', tmp_path, '--only', 'speed', '--minutes', '10']
     said = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)

@@ -10,6 +10,7 @@ from gnosis_nb.checkpoint import checkpoint_info
 from gnosis_nb.models import DCGANGenerator
 from gnosis_nb.runs import find_runs
 from gnosis_nb.schema import ConfigError
+from versions import reads_pickles
 
 SNGAN = ['density_model.z_dim=8', 'density_model.generator.k=8', 'density_model.discriminator.k=8']
 DCGAN = ['density_model=dcgan', 'density_model.nz=8', 'density_model.ngf=4', 'density_model.ndf=4']
@@ -89,6 +90,7 @@ def test_a_dcgan_and_its_score(dcgan):
     assert find_runs(folder).iloc[0].fid_classifier == table(run, 'train_metrics').fid_classifier.iloc[-1] > 0
     assert distil(folder, *DCGAN)[1] == [f'generator: {run.path}/generator_4.safetensors']
 
+@reads_pickles
 def test_a_foreign_generator_is_used_where_it_is_pointed_at(dcgan):
     pickled = [*DCGAN, 'density_model.ckpt_path=pickled']
     assert distil(dcgan[0], *pickled)[1] == [f'generator: {dcgan[0]}/pickled/generator_100.ckpt']

@@ -19,6 +19,7 @@ from gnosis_nb.metrics import fidelity_report
 from gnosis_nb.models import build_classifier
 from gnosis_nb.runs import run_identity
 from gnosis_nb.settings import as_dict
+from versions import records_on_cpu
 
 TWO = ['teacher.num_components=2', 'dataset.subsample.ratio=0.5', 'dataset.shrink.train=300',
        'dataset.shrink.test=300', 'teacher.trainer.batch_size=16', 'trainer.precision=fp32']
@@ -68,6 +69,7 @@ def learner(loss=None, n=2, members=1, record=None, average=None, listens=False)
     with learn.no_bar(), learn.no_logging(): learn.fit(n)
     return student.state_dict(), tab.rows, teachers, learn
 
+@records_on_cpu
 @pytest.mark.parametrize('average', [('ema', .7), ('swa', .999, .4)])
 def test_an_average_on_every_path(average):
     plain, *_ = learner(average=WeightAverage(*average))

@@ -7,6 +7,7 @@ from gnosis_nb.checkpoint import checkpoint_info, load_network
 from gnosis_nb.models import OwnInput, build_classifier
 from gnosis_nb.predictions import load_predictions
 from gnosis_nb.schema import ConfigError
+from versions import reads_pickles
 
 COLOUR = ['dataset.channels=3', 'dataset.shrink.train=200', 'dataset.shrink.test=100']
 TINY = ['classifier=timm', 'classifier.model=vit_tiny_patch16_224',
@@ -30,12 +31,14 @@ def test_a_student_of_timm_is_read_again_without_its_settings(tmp_path):
     assert net(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
     assert report(run).accuracy.between(0, 1).all()
 
+@reads_pickles
 def test_a_published_teacher_is_used_as_it_is(tmp_path, published):
     run, lines = images(tmp_path, *COLOUR, *CIFAR, f'teacher.weights={published}')
     assert equal(weights(run, 'teacher_0'), torch.load(published))
     assert f'teacher: resnet_cifar, {published}' in lines
     assert checkpoint_info(run.path/'teacher_0.safetensors')['published'] == str(published)
 
+@reads_pickles
 def test_a_teacher_is_shown_images_in_its_own_normalisation(tmp_path, published):
     "The same logits whether the run is normalised as the teacher wants it, or the teacher sees to that."
     common = [*COLOUR, *CIFAR, f'teacher.weights={published}', TEACHERS]

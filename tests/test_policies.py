@@ -9,8 +9,15 @@ import gnosis_nb.data.blocks as blocks
 import gnosis_nb.distill as distill
 from experiments import SHORT, TEACHERS, conduct, images, loaded, states_below
 from fakes import fake_cifar, fake_svhn
+from gnosis_nb.data.zoo import digits
 from gnosis_nb.schema import ConfigError
 
+
+def test_a_block_is_a_data_block_of_fastai():
+    "Rows of a batch, whatever fastai makes of the signature of `dataloaders`."
+    block = blocks.DistillBlock(blocks.policy_blocks('rotation'), blocks.NoiseBlock(.5))
+    dls = block.dataloaders(digits(size=8), bs=16)
+    assert len(dls.one_batch()[0]) == 16
 
 @pytest.fixture
 def shown(monkeypatch):

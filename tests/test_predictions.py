@@ -67,7 +67,7 @@ def test_the_tables_of_a_run_come_back_without_its_networks(runs, command, monke
     tables = dict(fidelity=p.report(), statistics=p.statistics(), differences=p.differences())
     for name, table in tables.items():
         file = 'fidelity.csv' if name == 'fidelity' else f'fidelity_{name}.csv'
-        written = pd.read_csv(run.path/file, index_col=0).loc[table.index]
+        written = pd.read_csv(run.path/file, index_col=0, float_precision='round_trip').loc[table.index]
         exact = [o for o in table.columns if o in ('accuracy', 'agreement')]
         assert table[exact].equals(written[exact])
         middle = [o for o in table.columns if o not in ('low', 'high')]    # texts are in another order

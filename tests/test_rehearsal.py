@@ -23,8 +23,8 @@ from gnosis_nb.losses_beyond import DIST
 from gnosis_nb.models import LSTMClassifier
 from gnosis_nb.resume import training_state
 
-pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.skipif(
-    not torch.backends.cuda.is_built(), reason='a simulated GPU needs a CUDA build of torch')]
+pytestmark = [pytest.mark.filterwarnings('ignore'),
+              pytest.mark.skipif(bool(simcuda.MISSING), reason=str(simcuda.MISSING))]
 
 HALF = 'autocast runs an LSTM of cuDNN in float16, whatever its dtype'
 SLOW = ('network vgg', 'network resnet')  # nothing that the smaller networks do not show

@@ -7,6 +7,7 @@ from fakes import fake_imdb
 from gnosis_nb.data.text import load_text
 from gnosis_nb.models import build_classifier
 from gnosis_nb.schema import ConfigError
+from versions import reads_pickles
 
 
 def test_a_network_has_a_vector_for_each_word(tmp_path, monkeypatch):
@@ -19,6 +20,7 @@ def test_a_network_has_a_vector_for_each_word(tmp_path, monkeypatch):
     assert words[0] == '<unk>' and net['embed.weight'].shape == (len(words), 16)
     assert net['lstm.weight_hh_l1_reverse'].shape == (64, 16)
 
+@reads_pickles
 def test_a_foreign_checkpoint_with_other_words_is_refused(tmp_path):
     words = load_text('sentences', num_train=300, num_test=101).words
     net = build_classifier('lstm', 2, num_words=len(words), embedding_size=16, lstm_cell_size=16)

@@ -176,6 +176,17 @@ def test_temperature_follows_the_hand(page, capsys):
     title = re.search(r'τ = [\d.]+', drawn(page, lab, 'layout.title.text'))[0]
     wait(page, lab, 'o.querySelector(".widget-html").textContent.includes(a)', title)
 
+def test_the_page_and_the_kernel_have_the_same_probabilities(page):
+    "The bars are the page's, the table is the kernel's."
+    lab = panel(page, 'temperature_lab')
+    lab.locator('.widget-hslider', has_text='τ').locator('.noUi-handle').press('ArrowRight')
+    at_rest(page)
+    by_page = drawn(page, lab, """(bars => [...Array(5).keys()].map(i =>
+        Math.max(...bars.flatMap(t => [...t.y].filter((_, j) => Math.floor(t.x[j]) === i)))))
+        (data.filter(t => t.type === 'bar'))""")
+    by_kernel = [float(o) for o in lab.locator('table tr td:nth-child(4)').all_inner_texts()]
+    assert len(by_kernel) == 5 and by_page == pytest.approx(by_kernel, abs=6e-4)
+
 def test_teacher_is_chosen(page):
     lab = panel(page, 'temperature_lab')
     before = entropy(lab)

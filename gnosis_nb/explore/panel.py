@@ -102,11 +102,13 @@ class Panel(Frame):
         follow:Mapping|None=None, # names of controls to functions `f(value)` that set other controls
         clicked:Callable|None=None, # as for a picture's `on_click`
         above:Sequence=(), # widgets between picture and text
+        temp:str|None=None, # name of the slider of τ, with which the page moves `softened` bars by itself
     ):
         self.draw, self.controls, self.buttons = draw, dict(controls), list(buttons)
         self.text, self.held, self.stale = widgets.HTML(layout=dict(width='100%')), 0, False
         super().__init__([*controls.values(), *buttons], [*above, self.text])
         self.on_change(follow or {})
+        if temp: self.picture.follow(self.controls[temp])
         if clicked: self.picture.on_click(self.guard(self.held_while(clicked)))
         self.redraw()
 

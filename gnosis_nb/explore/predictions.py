@@ -16,7 +16,7 @@ import torch
 from fastai.data.core import DataLoaders
 
 from ..adapt import Batches, as_model, ask
-from .chart import Axes, Bars, Chart, Pictures
+from .chart import Axes, Bars, Chart, Pictures, Softened
 from .panel import as_html, show
 from ..losses import reduce_ensemble_logits
 from ..metrics import evaluating
@@ -81,16 +81,20 @@ def member_logits(
     return logits
 
 # %% ../../nbs/71_explore.predictions.ipynb #4499aa54
+def _first_members(logits, m=None):
+    "The prediction of the first `m` members as logits [n, classes]."
+    if m is not None and not 1 <= m <= logits.shape[1]:
+        raise ValueError(f"m={m}: expected 1 to {logits.shape[1]} members")
+    return reduce_ensemble_logits(logits[:, :m])
+
 def soften(
     logits:torch.Tensor, # [n, m, classes]
     m:int|None=None, # members that count, the first ones; None: all
     temp:float=1., # temperature τ > 0
 )->torch.Tensor: # [n, classes]
     "Predictive distributions of an ensemble at temperature τ."
-    if m is not None and not 1 <= m <= logits.shape[1]:
-        raise ValueError(f"m={m}: expected 1 to {logits.shape[1]} members")
     if not temp > 0: raise ValueError(f"temp={temp}: expected a temperature > 0")
-    return (reduce_ensemble_logits(logits[:, :m])/temp).softmax(-1)
+    return (_first_members(logits, m)/temp).softmax(-1)
 
 # %% ../../nbs/71_explore.predictions.ipynb #a12de07f
 def class_list(
@@ -120,40 +124,40 @@ def _prediction_table(probs, labels, classes=None, k=3):
 
 # %% ../../nbs/71_explore.predictions.ipynb #13701bb9
 def likely_classes(
-    probs:torch.Tensor, # a distribution [classes]
+    probs:torch.Tensor, # a distribution or its logits [classes]
     most:int=12, # at most
 )->list:
     "The most probable classes, by number; all, if there are not more."
     return probs.topk(min(most, len(probs))).indices.sort().values.tolist()
 
-def _bars_of(sample, probs, rows, most):
-    "Places, heights, names and hover texts of all bars, and which of them are of labels."
-    names, bars = class_list(sample.classes, probs.shape[1]), []
+def _bars_of(sample, z, temp, rows, most):
+    "A row for each bar: its place, height, class, hover text, whether it is of the label, and what it shows."
+    names, bars, probs = class_list(sample.classes, z.shape[1]), [], (z/temp).softmax(-1)
     for k, i in enumerate(rows):
-        shown = likely_classes(probs[i], most)
+        shown = likely_classes(z[i], most) # the same for every τ
         for j, c in enumerate(shown):
-            x, p = k + .05 + .9*(j + .5)/len(shown), probs[i, c].item()
-            hover = f'image {i}<br>class {names[c]}<br>{p:.4f}'
-            bars.append((x, p, names[c], hover, c == sample.y[i].item()))
-    return bars
+            x, hover = k + .05 + .9*(j + .5)/len(shown), f'image {i}<br>class {names[c]}'
+            bars.append((x, probs[i, c].item(), names[c], hover, c == sample.y[i].item(), (k, c)))
+    return pd.DataFrame(bars, columns=['x', 'y', 'name', 'hover', 'label', 'place'])
 
-def _plot_predictions(sample, probs, rows, title=''):
-    "Some examples in a row, and below each what is predicted for it."
+def _plot_predictions(sample, z, temp, rows, title=''):
+    "Some examples in a row, and below each what logits `z` [n, classes] predict for it at τ."
     if not 1 <= len(rows) <= 8: raise ValueError(f"images={len(rows)}: expected 1 to 8 images to be chosen")
-    n, names = len(rows), class_list(sample.classes, probs.shape[1])
+    n, names, rows = len(rows), class_list(sample.classes, z.shape[1]), list(rows)
     most = min(12, 60//n, len(names))
-    bars = _bars_of(sample, probs, rows, most)
+    bars = _bars_of(sample, z, temp, rows, most)
     marks, width = [], .8*.9/most
     for label, name in enumerate(('other classes', 'the label')):
-        some = [o for o in bars if o[4] == bool(label)]
-        x, y, _, hover, _ = zip(*some) if some else ((),)*5
-        marks.append(Bars(x, y, name, width, label, hover))
+        some = bars[bars.label == bool(label)]
+        marks.append(Bars(some.x.tolist(), some.y.tolist(), name, width, label, some.hover.tolist(),
+                          some.place.tolist()))
     axes = [Axes([Pictures([sample.pixels[i]], [f'{i}: {label_name(names, sample.y[i])}'])], (0, k + 1, 1, 1))
             for k, i in enumerate(rows)]
-    ticks = [o[0] for o in bars], [o[2] for o in bars]
+    ticks = bars['x'].tolist(), bars['name'].tolist()
     axes.append(Axes(marks, (1, 0, 1, n + 2), ylabel='probability', xlim=(0, n), ylim=(0, 1), xticks=ticks,
                      upright=max(map(len, ticks[1])) > 2))
-    return Chart(axes, [1.4, 2.4], [62, *[724/n]*n, 14], 1.6*max(n, 3), title) # shares: margins of the bars
+    softened, shares = Softened(z[rows].numpy(), temp), [62, *[724/n]*n, 14] # shares: margins of the bars
+    return Chart(axes, [1.4, 2.4], shares, 1.6*max(n, 3), title, softened)
 
 # %% ../../nbs/71_explore.predictions.ipynb #3b4937dc
 def choose_images(
@@ -197,9 +201,10 @@ def temperature_lab(
     def limit_members(teacher): controls['m'].max = sizes[teacher]
     def draw(temp, m, teacher, images):
         rows, title = list(images), f'{teacher}, m = {m}, τ = {temp:.2f}'
-        probs = soften(logits[teacher], min(m, sizes[teacher]), temp)
-        chart = _plot_predictions(sample, probs, rows, title)
-        table = _prediction_table(probs[rows], sample.y[rows], sample.classes).set_axis(rows)
+        z = _first_members(logits[teacher], min(m, sizes[teacher]))
+        chart = _plot_predictions(sample, z, temp, rows, f'{teacher}, m = {m}, τ = {{temp}}')
+        probs = (z[rows]/temp).softmax(-1)
+        table = _prediction_table(probs, sample.y[rows], sample.classes).set_axis(rows)
         line = f"{title}: mean entropy {table['entropy (nats)'].mean():.3f} nats"
         return chart, line, as_html(table, f'What the student is told: {title}')
-    return show(draw, controls, static, follow=dict(teacher=limit_members))
+    return show(draw, controls, static, follow=dict(teacher=limit_members), temp='temp')

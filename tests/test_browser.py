@@ -236,7 +236,7 @@ def test_a_click_on_a_point_opens_its_image(page):
     says_no_more(page, found, 'open: row')
     page.mouse.click(*first_point(page, found, 2, 2))
     says(page, found, 'open: row \\d+')
-    wait(page, found, f'{DRAWN}.data.filter(t => t.type === "image").length === 1')
+    wait(page, found, f'{DRAWN}.layout.images.length === 1')
     found.get_by_label('image').select_option('all')
 
 def test_policies(page):

@@ -342,10 +342,14 @@ def _mosaic(o):
         canvas[top:top + side, left:left + side, 3] = 255
     return _png(canvas), side
 
+def _layout_image(o, number):
+    "The images as one of Plotly's layout, which is not drawn again when traces change."
+    wide, high = _extent(o)
+    return dict(source=_mosaic(o)[0], xref=f'x{number}', yref=f'y{number}', x=0, y=0, sizex=wide, sizey=high,
+                sizing='stretch')
+
 def _trace_pictures(o):
     if not len(o.pixels): return
-    source, side = _mosaic(o)
-    yield dict(type='image', source=source, x0=.5/side, y0=.5/side, dx=1/side, dy=1/side, hoverinfo='skip')
     places = np.array(_places(o))
     middles = dict(x=_floats(places[:, 0] + .5), y=_floats(places[:, 1] + .5))
     yield dict(type='scatter', mode='markers', **middles, marker=dict(size=44, opacity=0, symbol='square'),
@@ -353,7 +357,8 @@ def _trace_pictures(o):
     if not len(o.titles): return
     titles = [t.replace('\n', '<br>') for t in o.titles]
     yield dict(type='scatter', mode='text', x=middles['x'], y=_floats(places[:, 1] - .02), text=titles,
-               textposition='top center', textfont=dict(size=11), showlegend=False, hoverinfo='skip')
+               textposition='top center', textfont=dict(size=11), showlegend=False, hoverinfo='skip',
+               cliponaxis=False)
 
 _TRACE = {Bars: _trace_bars, Line: _trace_line, Points: _trace_points, Surface: _trace_surface,
           Cells: _trace_cells, Pictures: _trace_pictures}
@@ -464,7 +469,7 @@ def _point_texts(o, number):
 
 def _begin_layout(chart, height):
     top = 26 if chart.title else 0
-    layout = dict(height=round(height + top), annotations=[], barmode='overlay', hovermode='closest',
+    layout = dict(height=round(height + top), annotations=[], images=[], barmode='overlay', hovermode='closest',
                   margin=dict(l=0, r=0, b=0, t=top), dragmode='zoom')
     title = dict(text=chart.title, font=dict(size=13), x=.5, y=1, yanchor='top', pad=dict(t=4))
     return layout | (dict(title=title) if chart.title else {})
@@ -490,6 +495,8 @@ def _draw_figure(chart):
         x, y = _domain(chart, o, height)
         layout[f'xaxis{number}'], layout[f'yaxis{number}'] = _axis_pair(o, number, x, y)
         layout['annotations'] += [*_remarks(o, x, y), *_point_texts(o, number)]
+        images = [m for m in o.marks if isinstance(m, Pictures) and len(m.pixels)]
+        layout['images'] += [_layout_image(m, number) for m in images]
         if _names(o): layout[f'legend{number}'] = _legend_below(o, x, y, height)
         for j, mark in enumerate(o.marks):
             traces = [_placed(trace, number, x, y) for trace in _TRACE[type(mark)](mark)]

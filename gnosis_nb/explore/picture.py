@@ -59,7 +59,7 @@ async function find(model, name) {
   return id ? model.widget_manager.get_model(id.replace('IPY_MODEL_', '')) : null
 }
 
-const config = {displaylogo: false, modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d']}
+const config = {displaylogo: false, modeBarButtons: [['resetScale2d', 'toImage']]}
 
 async function render({model, el}) {
   globalThis.gnosisPlotly ??= load(model)
@@ -83,7 +83,8 @@ async function render({model, el}) {
   }
   async function moveBars() { // Plotly would measure ticks and titles again for any other change
     const {softened, layout} = model.get('drawn'), temp = slider.get('value')
-    const data = heights(softened, temp).map(y => ({y})), traces = softened.bars.map(o => o.trace)
+    const data = box.data.map(() => ({})), traces = [...data.keys()] // Plotly hides those that it is not told of
+    heights(softened, temp).forEach((y, k) => { data[softened.bars[k].trace].y = y })
     const at_once = {transition: {duration: 0}, frame: {duration: 0, redraw: false}, mode: 'immediate'}
     await Plotly.animate(box, {data, traces}, at_once)
     const title = box.querySelector('.gtitle')
@@ -168,6 +169,7 @@ def _the_program():
 class Picture(AnyWidget or widgets.Widget):
     "A chart that Plotly draws in the page."
     _esm = _PAGE
+    _css = '.gnosis-picture .imagelayer image, .gnosis-picture .layer-above image {image-rendering: pixelated}'
     drawn = traitlets.Dict().tag(sync=True)
     program = traitlets.Instance(widgets.Widget).tag(sync=True, **widgets.widget_serialization)
     slider = traitlets.Instance(widgets.Widget, allow_none=True).tag(sync=True, **widgets.widget_serialization)

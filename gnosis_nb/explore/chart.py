@@ -185,11 +185,15 @@ def _plot_cells(ax, o):
                 color='white' if z[i, j] > z.max()/2 else 'black')
 
 # %% ../../nbs/70_explore.chart.ipynb #ee8825a5
-_CELL = 1.15, 1.3 # width and height of an image's cell, where an image is 1 × 1
+_LINE = .17 # height of a further line of a title, where an image is 1 × 1
+
+def _lines(o): return max((t.count('\n') for t in o.titles), default=0) # beside the first one
+
+def _cell(o): return 1.15, 1.3 + _LINE*_lines(o) # width and height of an image with its margins
 
 def _places(o):
     "Left and upper edge of each image."
-    w, h = _CELL
+    w, h = _cell(o)
     return [(i % o.columns*w, i//o.columns*h) for i in range(len(o.pixels))]
 
 def _as_array(pixels):
@@ -200,18 +204,22 @@ def _as_array(pixels):
 
 def _extent(o):
     "Width and height of the grid."
-    return o.columns*_CELL[0], -(-max(len(o.pixels), 1)//o.columns)*_CELL[1]
+    return o.columns*_cell(o)[0], -(-max(len(o.pixels), 1)//o.columns)*_cell(o)[1]
+
+def _limits_of_grid(o):
+    "Limits of x and y, y downwards; the margin of the first row is above it."
+    (wide, high), above = _extent(o), .25 + _LINE*_lines(o)
+    return (-.05, wide - .1), (high - above, -above)
 
 def _plot_pictures(ax, o):
-    wide, high = _extent(o)
+    xlim, ylim = _limits_of_grid(o)
     for (x, y), pixels in zip(_places(o), o.pixels):
         ax.imshow(_as_array(pixels), extent=(x, x + 1, y + 1, y), interpolation='nearest')
     for (x, y), title in zip(_places(o), o.titles):
         ax.text(x + .5, y - .05, title, ha='center', va='bottom', fontsize=8)
     for i, name in enumerate(o.rows):
-        ax.text(-.1, i*_CELL[1] + .5, name, ha='right', va='center', fontsize=8)
-    lines = max((t.count('\n') for t in o.titles), default=0)
-    ax.set(xlim=(-.05, wide - .1), ylim=(high - .25, -.25 - .14*lines), aspect='equal')
+        ax.text(-.1, i*_cell(o)[1] + .5, name, ha='right', va='center', fontsize=8)
+    ax.set(xlim=xlim, ylim=ylim, aspect='equal')
     ax.axis('off')
 
 # %% ../../nbs/70_explore.chart.ipynb #bb0ea6d9
@@ -443,16 +451,14 @@ def _axes_of_cells(o, xaxis, yaxis):
     yaxis.update(ticks, tickvals=list(range(len(o.rows))), ticktext=list(o.rows), autorange='reversed')
 
 def _axes_of_pictures(o, xaxis, yaxis, number):
-    wide, high = _extent(o)
-    lines = max((t.count('\n') for t in o.titles), default=0)
-    xaxis.update(visible=False, range=[-.05, wide - .1], constrain='domain')
-    yaxis.update(visible=False, range=[high - .25, -.25 - .14*lines], scaleanchor=f'x{number}',
-                 constrain='domain')
+    xlim, ylim = _limits_of_grid(o)
+    xaxis.update(visible=False, range=list(xlim), constrain='domain')
+    yaxis.update(visible=False, range=list(ylim), scaleanchor=f'x{number}', constrain='domain')
     if not o.rows: return
     plain = dict(visible=True, showgrid=False, zeroline=False, ticks='')
     xaxis.update(plain, showticklabels=False)
     yaxis.update(plain, tickmode='array', ticktext=list(o.rows),
-                 tickvals=[i*_CELL[1] + .5 for i in range(len(o.rows))])
+                 tickvals=[i*_cell(o)[1] + .5 for i in range(len(o.rows))])
 
 # %% ../../nbs/70_explore.chart.ipynb #354c02dd
 def _remarks(o, x, y):

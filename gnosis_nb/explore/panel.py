@@ -105,7 +105,7 @@ class Panel(Frame):
         temp:str|None=None, # name of the slider of τ, with which the page moves `softened` bars by itself
     ):
         self.draw, self.controls, self.buttons = draw, dict(controls), list(buttons)
-        self.text, self.held, self.stale = widgets.HTML(layout=dict(width='100%')), 0, False
+        self.text, self.held = widgets.HTML(layout=dict(align_self='stretch', width='auto')), 0
         super().__init__([*controls.values(), *buttons], [*above, self.text])
         self.on_change(follow or {})
         if temp: self.picture.follow(self.controls[temp])

@@ -305,8 +305,12 @@ def test_the_grid_sorts_filters_and_picks_columns(page):
     field = runs.locator('.dt-scroll-foot input[placeholder=policy]')
     field.press_sequentially('mix')
     wait(page, runs, 'o.querySelectorAll(".dt-scroll-body tbody tr").length === 2')
+    says(page, runs, "2 of 4 runs, also by the grid's columns; all of them are drawn")
+    wait(page, runs, f'{DRAWN}.data.filter(t => t.showlegend).length === 1')
+    shot(runs, 'runs_by_column')
     for _ in 'mix': field.press('Backspace')
     wait(page, runs, 'o.querySelectorAll(".dt-scroll-body tbody tr").length === 4')
+    says(page, runs, '4 of 4 runs; all of them are drawn')
     runs.get_by_role('button', name='columns').click()
     page.locator('.dt-button-collection').get_by_text('state', exact=True).click()
     wait(page, runs, f'![...o.querySelectorAll("{BODY} td")].some(c => c.textContent === "done")')
@@ -318,12 +322,24 @@ def test_chosen_runs_are_compared(page):
     rows = runs.locator('.dt-scroll-body tbody tr')
     rows.nth(0).locator('td').nth(1).click()
     rows.nth(1).locator('td').nth(1).click(modifiers=['Control'])
-    says(page, runs, '4 of 4 runs, 2 chosen')
+    says(page, runs, '4 of 4 runs, 2 chosen and drawn')
     says(page, runs, 'settings in which runs \\d and \\d differ')
     says(page, runs, 'gnosis-image-classification dataset=digits')
     says(page, runs, 'fidelity report of run')
     wait(page, runs, f'{DRAWN}.data.length === 2')
     shot(runs, 'runs_compared')
+
+def test_a_run_is_chosen_after_the_grid_was_filtered(page):
+    "The grid is another one then."
+    runs = panel(page, 'run_browser')
+    write(page, runs, 'policy=mixup')
+    says(page, runs, '2 of 4 runs; all')
+    runs.locator('.dt-scroll-body tbody tr').nth(0).locator('td').nth(1).click()
+    says(page, runs, '2 of 4 runs, 1 chosen and drawn')
+    write(page, runs, '')
+    says(page, runs, '4 of 4 runs; all')
+    runs.locator('.dt-scroll-body tbody tr').nth(0).locator('td').nth(1).click()
+    says(page, runs, '4 of 4 runs, 1 chosen and drawn')
 
 def test_a_point_of_the_scatter_says_its_run(page, capsys):
     runs = panel(page, 'run_browser')

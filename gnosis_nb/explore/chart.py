@@ -279,7 +279,8 @@ def _texts(hover):
 def _legend(o): return dict(name=o.name, showlegend=bool(o.name))
 
 def _trace_bars(o):
-    look = dict(type='bar', width=o.width, marker=dict(color=_color(o.color)), **_legend(o), **_texts(o.hover))
+    look = dict(type='bar', width=o.width, marker=dict(color=_color(o.color)), **_legend(o))
+    look |= _texts(o.hover)
     if len(o.places): look['hovertemplate'] = '%{hovertext}<br>%{y:.4f}<extra></extra>'
     yield dict(look, x=_floats(o.x), y=[] if len(o.places) else _floats(o.y)) # the page knows y
 
@@ -378,7 +379,16 @@ def _has(o, *kinds): return any(isinstance(m, kinds) for m in o.marks)
 
 def _names(o): return [m.name for m in o.marks if getattr(m, 'name', '')]
 
-def _margins(o):
+def _share(chart, o): return sum(chart.shares[o.at[1]:o.at[1] + o.at[3]])/sum(chart.shares) # of the width
+
+def _legend_lines(chart, o):
+    "Lines of the legend: names are side by side where there is room; beside other axes else in a column."
+    names = _names(o)
+    wide, room = sum(50 + 6*len(name) for name in names), _share(chart, o)*_WIDE - 70
+    if wide <= room: return min(1, len(names))
+    return len(names) if _share(chart, o) < 1 else -(-wide//int(room))
+
+def _margins(chart, o):
     "Pixels at the left, at the right, at the top and at the bottom of axes."
     top = 24 if o.title else 8
     if _has(o, Pictures):
@@ -389,13 +399,13 @@ def _margins(o):
         longest = max(len(n) for m in o.marks if isinstance(m, Cells) for n in (*m.rows, *m.columns))
         return 40 + 7*longest, 8, top, 45 + (7*longest if longest > 2 else 0)
     bottom = (22 if not o.upright else 12 + 6*ticks) + (24 if o.xlabel else 0)
-    return 62 if o.ylabel else 40, 75 if _has(o, Surface) else 14, top, bottom + 22*(-(-len(_names(o))//2))
+    return 62 if o.ylabel else 40, 75 if _has(o, Surface) else 14, top, bottom + 22*_legend_lines(chart, o)
 
 def _domain(chart, o, height):
     "The part of the figure that axes take, within their margins: x and y from 0 to 1, y upwards."
     row, column, rows, columns = o.at
     shares, heights = (np.cumsum([0, *v])/sum(v) for v in (chart.shares, chart.heights))
-    left, right, top, bottom = _margins(o)
+    left, right, top, bottom = _margins(chart, o)
     x = shares[column] + left/_WIDE, shares[column + columns] - right/_WIDE
     y = 1 - heights[row + rows] + bottom/height, 1 - heights[row] - top/height
     return [float(v) for v in x], [float(max(v, 0)) for v in y]
@@ -475,16 +485,17 @@ def _point_texts(o, number):
 
 def _begin_layout(chart, height):
     top = 26 if chart.title else 0
-    layout = dict(height=round(height + top), annotations=[], images=[], barmode='overlay', hovermode='closest',
-                  margin=dict(l=0, r=0, b=0, t=top), dragmode='zoom')
+    layout = dict(height=round(height + top), annotations=[], images=[], barmode='overlay',
+                  hovermode='closest', margin=dict(l=0, r=0, b=0, t=top), dragmode='zoom')
     title = dict(text=chart.title, font=dict(size=13), x=.5, y=1, yanchor='top', pad=dict(t=4))
     return layout | (dict(title=title) if chart.title else {})
 
-def _legend_below(o, x, y, height):
+def _legend_below(chart, o, x, y, height):
     ticks = 12 + 6*max(map(len, o.xticks[1])) if o.upright and o.xticks else 22
     below = y[0] - (ticks + (24 if o.xlabel else 2))/height
-    return dict(x=x[0], y=below, xanchor='left', yanchor='top', orientation='h', font=dict(size=11),
-                bgcolor='rgba(0,0,0,0)')
+    column = _legend_lines(chart, o) > 1 and _share(chart, o) < 1
+    return dict(x=x[0], y=below, xanchor='left', yanchor='top', orientation='v' if column else 'h',
+                font=dict(size=11), bgcolor='rgba(0,0,0,0)')
 
 def _placed(trace, number, x, y):
     "A trace in its axes, with its scale of colours beside them or its line in their legend."
@@ -503,7 +514,7 @@ def _draw_figure(chart):
         layout['annotations'] += [*_remarks(o, x, y), *_point_texts(o, number)]
         images = [m for m in o.marks if isinstance(m, Pictures) and len(m.pixels)]
         layout['images'] += [_layout_image(m, number) for m in images]
-        if _names(o): layout[f'legend{number}'] = _legend_below(o, x, y, height)
+        if _names(o): layout[f'legend{number}'] = _legend_below(chart, o, x, y, height)
         for j, mark in enumerate(o.marks):
             traces = [_placed(trace, number, x, y) for trace in _TRACE[type(mark)](mark)]
             data += traces

@@ -83,7 +83,7 @@ async function render({model, el}) {
   }
   async function moveBars() { // Plotly would measure ticks and titles again for any other change
     const {softened, layout} = model.get('drawn'), temp = slider.get('value')
-    const data = box.data.map(() => ({})), traces = [...data.keys()] // Plotly hides those that it is not told of
+    const data = box.data.map(() => ({})), traces = [...data.keys()] // others would vanish
     heights(softened, temp).forEach((y, k) => { data[softened.bars[k].trace].y = y })
     const at_once = {transition: {duration: 0}, frame: {duration: 0, redraw: false}, mode: 'immediate'}
     await Plotly.animate(box, {data, traces}, at_once)
@@ -169,10 +169,11 @@ def _the_program():
 class Picture(AnyWidget or widgets.Widget):
     "A chart that Plotly draws in the page."
     _esm = _PAGE
-    _css = '.gnosis-picture .imagelayer image, .gnosis-picture .layer-above image {image-rendering: pixelated}'
+    _css = '.gnosis-picture .imagelayer image {image-rendering: pixelated}'
     drawn = traitlets.Dict().tag(sync=True)
     program = traitlets.Instance(widgets.Widget).tag(sync=True, **widgets.widget_serialization)
-    slider = traitlets.Instance(widgets.Widget, allow_none=True).tag(sync=True, **widgets.widget_serialization)
+    slider = traitlets.Instance(widgets.Widget, allow_none=True)
+    slider.tag(sync=True, **widgets.widget_serialization)
 
     def __init__(self):
         self.handlers, self.marks = [], []

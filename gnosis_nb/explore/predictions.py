@@ -157,7 +157,8 @@ def _bars_of(sample, z, temp, rows, most):
         shown = likely_classes(z[i], most) # the same for every τ
         for j, c in enumerate(shown):
             x, hover = k + .05 + .9*(j + .5)/len(shown), f'image {sample.rows[i]}<br>class {names[c]}'
-            bars.append((x, probs[i, c].item(), short_name(names[c], 14), hover, c == sample.y[i].item(), (k, c)))
+            label, name = c == sample.y[i].item(), short_name(names[c], 14)
+            bars.append((x, probs[i, c].item(), name, hover, label, (k, c)))
     return pd.DataFrame(bars, columns=['x', 'y', 'name', 'hover', 'label', 'place'])
 
 def _plot_predictions(sample, z, temp, rows, title=''):
@@ -227,7 +228,8 @@ def temperature_lab(
         z = _first_members(logits[teacher], min(m, sizes[teacher]))
         chart = _plot_predictions(sample, z, temp, rows, f'{teacher}, m = {m}, τ = {{temp}}')
         probs = (z[rows]/temp).softmax(-1)
-        table = _prediction_table(probs, sample.y[rows], sample.classes).set_axis([sample.rows[i] for i in rows])
+        table = _prediction_table(probs, sample.y[rows], sample.classes)
+        table.index = [sample.rows[i] for i in rows]
         line = f"{title}: mean entropy {table['entropy (nats)'].mean():.3f} nats"
         return chart, line, as_html(table, f'What the student is told: {title}')
     return show(draw, controls, static, follow=dict(teacher=limit_members), temp='temp')

@@ -141,7 +141,8 @@ def server_place()->tuple|None: # (folder, base of its addresses); None: there i
     "What the Jupyter server shows that this kernel belongs to."
     if jupyter_runtime_dir is None: return
     number = os.environ.get('JPY_PARENT_PID') or os.getppid()
-    try: known = json.loads((Path(jupyter_runtime_dir())/f'jpserver-{number}.json').read_text(encoding='utf-8'))
+    path = Path(jupyter_runtime_dir())/f'jpserver-{number}.json'
+    try: known = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError): return
     return Path(known['root_dir']).resolve(), known['base_url']
 
@@ -153,8 +154,10 @@ def open_folder(
     if place is None or not Path(folder).resolve().is_relative_to(place[0]): return ''
     path = Path(folder).resolve().relative_to(place[0]).as_posix()
     args = html.escape(json.dumps(dict(path=f'/{path}')))
-    return (f'<a href="{place[1]}lab/tree/{quote(path)}" target="_blank" title="in JupyterLab\'s file browser" '
-            f'data-commandlinker-command="filebrowser:go-to-path" data-commandlinker-args="{args}">open folder</a>')
+    look = 'color: var(--jp-content-link-color, #1976d2); text-decoration: underline'
+    return (f'<a href="{place[1]}lab/tree/{quote(path)}" target="_blank" style="{look}" '
+            f'title="in JupyterLab\'s file browser" data-commandlinker-command="filebrowser:go-to-path" '
+            f'data-commandlinker-args="{args}">open folder</a>')
 
 # %% ../../nbs/72_explore.runs.ipynb #cee6b0b5
 def _details(title, text, opened=False):

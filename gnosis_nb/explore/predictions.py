@@ -186,13 +186,13 @@ def _plot_predictions(sample, z, temp, rows, title=''):
 def choose_images(
     labels:torch.Tensor, # class indices, -100 for no label [n]
     classes:Sequence|None, # names; None: numbers
-    chosen:int, # the first images, chosen at the beginning
+    chosen:int, # how many are chosen at the beginning, spread over all
     rows:Sequence, # numbers of the images [n]
 )->widgets.SelectMultiple:
     "A widget to choose images by number and label; its value has their positions."
     names = class_list(classes, int(labels.max()) + 1)
     options = [(f'{row}: {label_name(names, y)}', i) for i, (row, y) in enumerate(zip(rows, labels.tolist()))]
-    return widgets.SelectMultiple(options=options, value=tuple(range(min(chosen, len(options)))), rows=8,
+    return widgets.SelectMultiple(options=options, value=tuple(spread_rows(len(options), chosen)), rows=8,
                                   description='images',
                                   tooltip='Number and label; several with Ctrl or Shift')
 

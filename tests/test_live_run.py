@@ -90,7 +90,8 @@ def test_texts(tmp_path):
 def test_a_gan_shows_its_samples(tmp_path):
     "Shorter than its checkpoint period, which the run then shortens."
     of_gan = ['dataset=digits', 'dataset.size=8', 'density_model=sngan', 'density_model.size=8', 'device=cpu',
-        'trainer.num_gen_updates=4', 'trainer.eval_period=2', 'trainer.num_eval_samples=64', 'trainer.num_epochs=1']
+        'trainer.num_gen_updates=4', 'trainer.eval_period=2', 'trainer.num_eval_samples=64',
+        'trainer.num_epochs=1']
     live = live_run([*of_gan, f'data_dir={tmp_path}'], 'image_generation', static=False)
     assert live.samples.layout.display == 'none'
     press(live, 'Start')

@@ -352,10 +352,10 @@ def _mosaic(o):
     return _png(canvas), side
 
 def _layout_image(o, number):
-    "The images as one of Plotly's layout, which is not drawn again when traces change."
+    "The images as one of Plotly's layout, below titles and not drawn again when traces change."
     wide, high = _extent(o)
     return dict(source=_mosaic(o)[0], xref=f'x{number}', yref=f'y{number}', x=0, y=0, sizex=wide, sizey=high,
-                sizing='stretch')
+                sizing='stretch', layer='below')
 
 def _trace_pictures(o):
     if not len(o.pixels): return

@@ -355,7 +355,8 @@ def run_browser(
         c['network'].disabled = not of_epochs
         names = [(_result_label(o), o) for o in results]
         c['y'].options = metrics[c['network'].value] if of_epochs else names
-        select(before if before in [o[1] for o in c['y'].options] else 'agreement')
+        usual = metric if of_epochs else 'agreement'
+        select(before if before in [o[1] for o in c['y'].options] else usual)
     def clicked(axes, mark, index, x, y):
         if c['x'].value == 'epoch': return
         left = c['left'].value if grid else None

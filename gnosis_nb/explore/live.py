@@ -28,7 +28,7 @@ from ..cli import COMMANDS, compose
 from ..curves import metric_name, read_curves
 from ..data.text import TEXT_SOURCES
 from .chart import Axes, Chart
-from .panel import Frame, as_html, can_show
+from .panel import Frame, Still, as_html, can_show
 from .runs import curves_axes, open_folder
 from ..files import Unreadable, read_record
 from ..generation import fit_periods
@@ -422,7 +422,7 @@ def show_buttons(self:LiveRun, running, state, watched):
     self.buttons['Resume'].disabled = running or not stopped or watched
 
 # %% ../../nbs/74_explore.live.ipynb #578deafc
-class LiveRuns(widgets.VBox):
+class LiveRuns(Still):
     "Forms of several commands, of which one is shown."
     def __init__(self,
         forms:Mapping, # names of commands to a `LiveRun` each
@@ -433,6 +433,11 @@ class LiveRuns(widgets.VBox):
         stack = widgets.Stack(list(forms.values()), selected_index=0)
         widgets.link((self.choice, 'index'), (stack, 'selected_index'))
         super().__init__([self.choice, stack])
+
+    @property
+    def chart(self):
+        "The picture of the form that is shown."
+        return self.forms[self.choice.value].chart
 
 def live_run(
     overrides:Sequence|Mapping=(), # as on the command line; or names of several commands to such

@@ -107,6 +107,7 @@ def at_rest(page):
     "Wait until the kernel has drawn what was asked for, and the page has shown it."
     page.wait_for_function(KERNEL_IS_IDLE)
     page.evaluate('() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')
+    page.wait_for_function('!document.querySelector(".gnosis-picture[data-busy]")')
 
 def changed(page, o, before): wait(page, o, f'+{DRAWN}.dataset.frames > a', before)
 def drawn(page, o, count):
@@ -161,6 +162,7 @@ def drag(page, handle, seconds, reach=45):
     while time.time() < end:
         page.mouse.move(x + reach*((n % 40) - 20)/20, y)
         n += 1
+    page.mouse.move(x + reach/3, y)                                       # always the same end
     page.mouse.up()
     return n
 

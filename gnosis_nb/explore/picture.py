@@ -94,7 +94,7 @@ async function render({model, el}) {
   async function follow(what) {
     if (waits !== 'all') waits = what
     if (busy) return
-    busy = true
+    busy = box.dataset.busy = true
     try {
       while (waits) {
         const all = waits === 'all'
@@ -104,7 +104,10 @@ async function render({model, el}) {
         if (!frames) box.on('plotly_click', tell)
         box.dataset.frames = ++frames
       }
-    } finally { busy = false }
+    } finally {
+      busy = false
+      delete box.dataset.busy
+    }
   }
   function draw() { return follow('all') }
   function move() { if (frames && model.get('drawn').softened) follow('bars') }

@@ -387,6 +387,7 @@ def test_live_run_is_started_and_stopped(page, capsys):
 def test_a_run_started_elsewhere_is_watched(page):
     live = panel(page, 'live_run')
     press(live, 'Look for runs again')
+    at_rest(page)                                                            # the menu is a new one then
     wait(page, live, '[...o.querySelectorAll("option")].some(c => c.textContent.startsWith("done:"))')
     menu = live.get_by_label('watch')
     menu.select_option(menu.locator('option', has_text='done:').first.get_attribute('value'))

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from gnosis_nb.adapt import Batches
 from gnosis_nb.cka import cka_matrix, stage_cka
 from gnosis_nb.explore.differences import find_disagreements
-from gnosis_nb.explore.predictions import first_images, member_logits
+from gnosis_nb.explore.predictions import some_images, member_logits
 from gnosis_nb.fidelity import predictions
 from gnosis_nb.landscape import loss_line
 from gnosis_nb.learner import student_learner, teacher_learner
@@ -101,7 +101,7 @@ def test_landscape(models, data):
 
 def test_exploration(models, data, wanted):
     student, teacher, _ = models
-    sample = first_images(data, 6)
+    sample = some_images(data, 6)
     assert sample.x.shape == (6, 3, 8, 8) and sample.y.tolist() == [0, 1, 2, 3, 4, 0]
     logits = member_logits(dict(student=student, teacher=[teacher, student]), sample.x)
     assert {k: tuple(z.shape) for k, z in logits.items()} == dict(student=(6, 1, 5), teacher=(6, 2, 5))

@@ -107,6 +107,7 @@ def at_rest(page):
     "Wait until the kernel has drawn what was asked for, and the page has shown it."
     page.wait_for_function(KERNEL_IS_IDLE)
     page.evaluate('() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')
+    page.wait_for_function('!document.querySelector(".gnosis-picture[data-busy]")')
 
 def changed(page, o, before): wait(page, o, f'+{DRAWN}.dataset.frames > a', before)
 def drawn(page, o, count):
@@ -161,6 +162,7 @@ def drag(page, handle, seconds, reach=45):
     while time.time() < end:
         page.mouse.move(x + reach*((n % 40) - 20)/20, y)
         n += 1
+    page.mouse.move(x + reach/3, y)                                       # always the same end
     page.mouse.up()
     return n
 
@@ -175,6 +177,17 @@ def test_temperature_follows_the_hand(page, capsys):
     wait(page, lab, f'{MEAN} !== a', warm)
     title = re.search(r'τ = [\d.]+', drawn(page, lab, 'layout.title.text'))[0]
     wait(page, lab, 'o.querySelector(".widget-html").textContent.includes(a)', title)
+
+def test_the_page_and_the_kernel_have_the_same_probabilities(page):
+    "The bars are the page's, the table is the kernel's."
+    lab = panel(page, 'temperature_lab')
+    lab.locator('.widget-hslider', has_text='τ').locator('.noUi-handle').press('ArrowRight')
+    at_rest(page)
+    by_page = drawn(page, lab, """(bars => [...Array(5).keys()].map(i =>
+        Math.max(...bars.flatMap(t => [...t.y].filter((_, j) => Math.floor(t.x[j]) === i)))))
+        (data.filter(t => t.type === 'bar'))""")
+    by_kernel = [float(o) for o in lab.locator('table tr td:nth-child(4)').all_inner_texts()]
+    assert len(by_kernel) == 5 and by_page == pytest.approx(by_kernel, abs=6e-4)
 
 def test_teacher_is_chosen(page):
     lab = panel(page, 'temperature_lab')
@@ -225,7 +238,7 @@ def test_a_click_on_a_point_opens_its_image(page):
     says_no_more(page, found, 'open: row')
     page.mouse.click(*first_point(page, found, 2, 2))
     says(page, found, 'open: row \\d+')
-    wait(page, found, f'{DRAWN}.data.filter(t => t.type === "image").length === 1')
+    wait(page, found, f'{DRAWN}.layout.images.length === 1')
     found.get_by_label('image').select_option('all')
 
 def test_policies(page):
@@ -294,8 +307,12 @@ def test_the_grid_sorts_filters_and_picks_columns(page):
     field = runs.locator('.dt-scroll-foot input[placeholder=policy]')
     field.press_sequentially('mix')
     wait(page, runs, 'o.querySelectorAll(".dt-scroll-body tbody tr").length === 2')
+    says(page, runs, "2 of 4 runs, also by the grid's columns; all of them are drawn")
+    wait(page, runs, f'{DRAWN}.data.filter(t => t.showlegend).length === 1')
+    shot(runs, 'runs_by_column')
     for _ in 'mix': field.press('Backspace')
     wait(page, runs, 'o.querySelectorAll(".dt-scroll-body tbody tr").length === 4')
+    says(page, runs, '4 of 4 runs; all of them are drawn')
     runs.get_by_role('button', name='columns').click()
     page.locator('.dt-button-collection').get_by_text('state', exact=True).click()
     wait(page, runs, f'![...o.querySelectorAll("{BODY} td")].some(c => c.textContent === "done")')
@@ -307,12 +324,24 @@ def test_chosen_runs_are_compared(page):
     rows = runs.locator('.dt-scroll-body tbody tr')
     rows.nth(0).locator('td').nth(1).click()
     rows.nth(1).locator('td').nth(1).click(modifiers=['Control'])
-    says(page, runs, '4 of 4 runs, 2 chosen')
+    says(page, runs, '4 of 4 runs, 2 chosen and drawn')
     says(page, runs, 'settings in which runs \\d and \\d differ')
     says(page, runs, 'gnosis-image-classification dataset=digits')
     says(page, runs, 'fidelity report of run')
     wait(page, runs, f'{DRAWN}.data.length === 2')
     shot(runs, 'runs_compared')
+
+def test_a_run_is_chosen_after_the_grid_was_filtered(page):
+    "The grid is another one then."
+    runs = panel(page, 'run_browser')
+    write(page, runs, 'policy=mixup')
+    says(page, runs, '2 of 4 runs; all')
+    runs.locator('.dt-scroll-body tbody tr').nth(0).locator('td').nth(1).click()
+    says(page, runs, '2 of 4 runs, 1 chosen and drawn')
+    write(page, runs, '')
+    says(page, runs, '4 of 4 runs; all')
+    runs.locator('.dt-scroll-body tbody tr').nth(0).locator('td').nth(1).click()
+    says(page, runs, '4 of 4 runs, 1 chosen and drawn')
 
 def test_a_point_of_the_scatter_says_its_run(page, capsys):
     runs = panel(page, 'run_browser')
@@ -358,6 +387,7 @@ def test_live_run_is_started_and_stopped(page, capsys):
 def test_a_run_started_elsewhere_is_watched(page):
     live = panel(page, 'live_run')
     press(live, 'Look for runs again')
+    at_rest(page)                                                            # the menu is a new one then
     wait(page, live, '[...o.querySelectorAll("option")].some(c => c.textContent.startsWith("done:"))')
     menu = live.get_by_label('watch')
     menu.select_option(menu.locator('option', has_text='done:').first.get_attribute('value'))

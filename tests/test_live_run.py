@@ -87,6 +87,20 @@ def test_texts(tmp_path):
     assert live.picture.drawn != blank
     assert live.text.value.count('<tr>') == 3 + 1 + 4                        # networks, and the report
 
+def test_a_gan_shows_its_samples(tmp_path):
+    "Shorter than its checkpoint period, which the run then shortens."
+    of_gan = ['dataset=digits', 'dataset.size=8', 'density_model=sngan', 'density_model.size=8', 'device=cpu',
+        'trainer.num_gen_updates=4', 'trainer.eval_period=2', 'trainer.num_eval_samples=64',
+        'trainer.num_epochs=1']
+    live = live_run([*of_gan, f'data_dir={tmp_path}'], 'image_generation', static=False)
+    assert live.samples.layout.display == 'none'
+    press(live, 'Start')
+    assert live.process.wait(300) == 0, live.process.output(30)
+    live.refresh()
+    assert run_state(folder_of(live)) == 'done' and 'gan, epoch 2; 2 of 2 in all' in live.status.value
+    assert live.samples.layout.display is None and live.samples.value[1:4] == b'PNG'
+    assert [len(o.marks) for o in live.chart.axes] == [2, 1]                 # two losses and the FID
+
 def test_network_for_images_is_not_offered_for_texts(tmp_path):
     live = live_run([f'data_dir={tmp_path}'], 'text_classification', static=False)
     assert [o for _, o in live.groups['dataset'].options] == ['', 'imdb', 'sentences']

@@ -17,8 +17,9 @@ from ..adapt import Batches, as_model, ask
 from .chart import Axes, Bars, Cells, Chart, Line, Pictures, Points
 from .panel import show
 from .predictions import (class_list, image_classes, image_pixels, image_source, label_name,
-                                           likely_classes)
+                                           likely_classes, short_name)
 from ..metrics import evaluating, kl_rows, log_probs
+from ..progress import with_progress
 
 # %% ../../nbs/71a_explore.differences.ipynb #23089ffd
 @dataclass
@@ -30,6 +31,7 @@ class Disagreements:
     student:torch.Tensor # distributions [n, classes]
     classes:list # names
     total:int # examples compared
+    differ:int # of these, how many differ; not all may be kept
 
     def __len__(self): return len(self.table)
 
@@ -55,11 +57,17 @@ class Disagreements:
 # %% ../../nbs/71a_explore.differences.ipynb #c7ed2007
 def _log_probs(model, x): return log_probs(ask(model, (x,))).cpu()
 
+def _batches(dl):
+    "Batches of a loader, with a line that says how many are done where this takes long."
+    batches = Batches(dl)
+    if not hasattr(dl, '__len__'): return batches
+    return with_progress(batches, len(dl), 'batches compared', lambda batch: 1)
+
 def _compare(student, teacher, dl):
     "Rows, inputs, labels and both log probabilities where the top classes differ; how many were compared."
     found, n = [], 0
     with evaluating(student, teacher):
-        for (x, *_), y in Batches(dl):
+        for (x, *_), y in _batches(dl):
             y = y.cpu()
             log_t, log_s = _log_probs(teacher, x), _log_probs(student, x)
             differ = log_t.argmax(-1) != log_s.argmax(-1)
@@ -89,7 +97,7 @@ def find_disagreements(
         student_confidence=log_s.amax(-1).exp().numpy()), rows[order].numpy())
     device = getattr(source, 'device', None) or 'cpu'
     pixels = image_pixels(source, x.to(device)) if len(x) else x
-    return Disagreements(table, pixels, log_t.exp(), log_s.exp(), names, total)
+    return Disagreements(table, pixels, log_t.exp(), log_s.exp(), names, total, len(kl))
 
 # %% ../../nbs/71a_explore.differences.ipynb #eaaf73ff
 def _most_seen(found, most=15):
@@ -110,10 +118,12 @@ def _confusion_axes(found):
     table = confusion(found)
     hover = [[f'teacher {t}, student {s}; images: {n}<br>click to see only these' for s, n in row.items()]
              for t, row in table.iterrows()]
-    cells = Cells(table.to_numpy(), list(table.columns), list(table.index), hover)
+    names = [short_name(o, 14) for o in table.index]
+    cells = Cells(table.to_numpy(), names, names, hover)
     note = '' if len(table) else 'none'
     marks = [cells] if len(table) else []
-    return Axes(marks, (0, 0, 1, 1), 'disagreements', xlabel='student says', ylabel='teacher says', note=note)
+    title = 'disagreements' if len(found) == found.differ else f'the {len(found)} with the largest KL'
+    return Axes(marks, (0, 0, 1, 1), title, xlabel='student says', ylabel='teacher says', note=note)
 
 # %% ../../nbs/71a_explore.differences.ipynb #5c28cb53
 def _short(row): return f'teacher {row.teacher}, student {row.student}, label {row.label or "unknown"}'
@@ -122,7 +132,7 @@ def _confidence_axes(found, at):
     top = found.teacher.argmax(-1)[:, None]
     x, y = (p.gather(-1, top)[:, 0].clamp_min(1e-12).log().numpy() for p in (found.teacher, found.student))
     hover = [f'row {i}: {_short(row)}<br>click to open' for i, row in found.table.iterrows()]
-    low = float(min(y.min(), x.min())) if len(found) else -1.
+    low = float(x.min()) if len(found) else -1.
     chosen = Points(x[at], y[at], color=1, size=9, hover=[hover[i] for i in at])
     marks = [Line([low, 0], [low, 0], dash='dot', color=7), Points(x, y, color=0, hover=hover), chosen]
     return Axes(marks, (0, 1, 1, 1), "the teacher's class", xlabel='log p, teacher', ylabel='log p, student')
@@ -130,7 +140,8 @@ def _confidence_axes(found, at):
 # %% ../../nbs/71a_explore.differences.ipynb #9fd1d957
 def _bars_axes(found, i, line, named):
     row, p, q = found.table.iloc[i], found.teacher[i], found.student[i]
-    shown = likely_classes(p + q)
+    long = max(map(len, found.classes)) > 2
+    shown = likely_classes(p + q, 5 if long else 12) # so many names fit side by side
     names = [found.classes[c] for c in shown]
     def bars(o, name, color, shift):
         hover = [f'{name}, class {n}: {o[c]:.4f}' for n, c in zip(names, shown)]
@@ -139,7 +150,7 @@ def _bars_axes(found, i, line, named):
     title = (f'teacher {row.teacher} ({row.teacher_confidence:.2f}), '
              f'student {row.student} ({row.student_confidence:.2f}); KL {row.kl:.2f} nats')
     return Axes([bars(p, 'teacher', 0, -.2), bars(q, 'student', 1, .2)], (line, 1, 1, 1), title, ylim=(0, 1),
-                xticks=(range(len(shown)), names), upright=max(map(len, names)) > 5)
+                xticks=(range(len(shown)), [short_name(o) for o in names]))
 
 def _list_of(found, at):
     "Axes of images and bars, and the heights of their rows."
@@ -150,13 +161,20 @@ def _list_of(found, at):
         axes.append(_bars_axes(found, i, 1 + k, named=k == len(at) - 1))
     return axes, [1.25 + .2*(k == len(at) - 1) for k in range(len(at))]
 
+def _grid_titles(rows):
+    "Both classes above each image, in two lines where they are long, and shortened where they are longer."
+    names = [(short_name(row.teacher), short_name(row.student)) for row in rows]
+    longest = max((len(t) + len(s) for t, s in names), default=0)
+    return [f"T {t}{' · ' if longest < 8 else chr(10)}S {s}" for t, s in names]
+
 def _grid_of(found, at, columns=8):
     rows = [found.table.iloc[i] for i in at]
     hover = [f'row {found.table.index[i]}: {_short(row)}, KL {row.kl:.2f} nats<br>click to open'
              for i, row in zip(at, rows)]
-    titles = [f'T {row.teacher} · S {row.student}' for row in rows]
+    titles = _grid_titles(rows)
+    lines = max((o.count('\n') for o in titles), default=0)
     pictures = Pictures([found.pixels[i] for i in at], titles, columns, hover=hover)
-    return [Axes([pictures], (1, 0, 1, 2))], [1.15*-(-len(at)//columns)]
+    return [Axes([pictures], (1, 0, 1, 2))], [(1.15 + .16*lines)*-(-len(at)//columns)]
 
 def _plot_disagreements(found, at, chosen, view='list'):
     "Matrix and scatter, and below them the images at positions `at`; `chosen` are those of all pages."
@@ -211,7 +229,8 @@ def disagreements(
     to_first_page()
     def draw(view, teacher, student, label, image, page):
         at, n = chosen(), per_page*(8 if view == 'grid' else 1)
-        line = (f'{len(at)} of {len(found)} disagreements, in {found.total} examples; '
+        kept = '' if len(found) == found.differ else f' (of {found.differ}, those with the largest KL)'
+        line = (f'{len(at)} of {len(found)} disagreements{kept}, in {found.total} examples; '
                 f'page {page} of {pages()}')
         if image < 0: return _plot_disagreements(found, at[(page - 1)*n:page*n], at, view), line, ''
         line += f'; open: row {found.table.index[image]}'

@@ -28,16 +28,18 @@ from ..cli import COMMANDS, compose
 from ..curves import metric_name, read_curves
 from ..data.text import TEXT_SOURCES
 from .chart import Axes, Chart
-from .panel import Frame, as_html, can_show
-from .runs import curves_axes
+from .panel import Frame, Still, as_html, can_show
+from .runs import curves_axes, open_folder
 from ..files import Unreadable, read_record
+from ..generation import fit_periods
 from ..runs import run_identity
 from ..settings import as_dict
 
 # %% ../../nbs/74_explore.live.ipynb #ea7846b8
 def _settings(overrides, command):
-    "Nested settings, as the command would have them."
-    return as_dict(compose(list(overrides), command))
+    "Nested settings, as a run of the command would have them."
+    cfg = compose(list(overrides), command)
+    return as_dict(fit_periods(cfg) if command == 'image_generation' else cfg)
 
 def _read_state(path):
     try: state = json.loads(path.read_text(encoding='utf-8'))
@@ -63,20 +65,31 @@ def run_state(
 # %% ../../nbs/74_explore.live.ipynb #86bd63e4
 def _distances(curves): return [c for c in curves if c.startswith('fid_')] or ['fid'] # one for each judge
 
-def _axes(curves, title, metrics, at):
-    "Metrics of one kind over epochs, a line for each network and metric."
+def _axes(curves, title, metrics, at, names=None, xlabel='epoch'):
+    "Metrics of one kind over epochs, a line for each network and metric; `names`: for one network alone."
     lines = []
     for dash, metric in zip(('solid', 'dot', 'dash'), metrics):
         for o in curves_axes(curves, metric, 'network').marks:
             o.dash, o.name = dash, f'{o.name}, {metric_name(metric)}' if len(metrics) > 1 else o.name
+            if names: o.name = names.get(metric, metric_name(metric))
             lines.append(o)
-    return Axes(lines, at, title, 'epoch', whole=True, note='' if lines else 'no epochs yet')
+    return Axes(lines, at, title, xlabel, whole=True, note='' if lines else 'no epochs yet')
 
-def _plot_progress(curves):
-    if 'gen_loss' in curves:
+def _gan_epoch(curves):
+    "An epoch of a GAN lasts from one evaluation to the next."
+    updates = (curves.gen_updates/curves.epoch).dropna() if 'gen_updates' in curves else ()
+    return f'epoch ({updates.iloc[0]:.0f} updates of the generator)' if len(updates) else 'epoch'
+
+def _plot_progress(curves, command=''):
+    of_gan = 'judge' in set(curves.network) if len(curves) else command == 'image_generation'
+    look = {}
+    if of_gan or 'gen_loss' in curves:
         drawn = {'losses': ['gen_loss', 'disc_loss'], 'distance to real images': _distances(curves)}
+        look = dict(names=dict(gen_loss='generator', disc_loss='discriminator'), xlabel=_gan_epoch(curves))
+        curves = curves[curves.network == 'gan'] # its judge has epochs of its own
     else: drawn = {'accuracy': ['test_acc'], 'agreement': ['test_ts_agree', 'train_ts_agree']}
-    axes = [_axes(curves, title, metrics, (0, i, 1, 1)) for i, (title, metrics) in enumerate(drawn.items())]
+    axes = [_axes(curves, title, metrics, (0, i, 1, 1), **look)
+            for i, (title, metrics) in enumerate(drawn.items())]
     return Chart(axes, [3.4], [1, 1], 9)
 
 _SHOWN = ['epoch', 'train_loss', 'train_ts_kl', 'test_acc', 'test_nll', 'test_ece', 'test_ts_agree',
@@ -111,6 +124,7 @@ def run_progress(
     "How far a run has come, by the epochs in its tables."
     if folder is None or not len(curves): return 0., ''
     tables = curves[curves.network != 'judge'].groupby('network', sort=False).epoch.max().to_dict()
+    if not tables: return 0., f'a classifier to judge by, epoch {curves.epoch.max():.0f}'
     try: config = read_record(folder/'config.yaml')
     except Unreadable: return 0., ''
     done = sum(tables.values())
@@ -265,7 +279,8 @@ class LiveRun(Frame):
         again = widgets.Button(description='Look for runs again',
                                tooltip='Find runs that were started meanwhile')
         self.bar = widgets.FloatProgress(0., min=0., max=1., layout=dict(width='98%'))
-        self.text, self.samples = widgets.HTML(), widgets.Image(format='png', layout=dict(display='none'))
+        self.text, self.samples = widgets.HTML(), widgets.Image(format='png')
+        self.samples.layout = dict(display='none', align_self='flex-start', max_width='100%')
         row = widgets.HBox(list(self.buttons.values()), layout=dict(justify_content='space-between'))
         super().__init__([*self.groups.values(), *self.fields.values(), row, self.watched, again],
                          [self.samples, self.text])
@@ -358,7 +373,7 @@ def _live_state(running, state, folder):
 
 def _status(running, state, text, folder):
     who = f'process {running}, ' if running else ''
-    place = '' if folder is None else f' in <code>{html.escape(str(folder))}</code>'
+    place = '' if folder is None else f' in <code>{html.escape(str(folder))}</code> {open_folder(folder)}'
     return f"<b>{who}{state}</b>{f'; {text}' if text else ''}{place}"
 
 def _run_tables(curves, folder):
@@ -393,7 +408,7 @@ def refresh(self:LiveRun):
     command = self.process.command_line(self.overrides())
     below = '' if watched else f'<p><code>{html.escape(command)}</code></p>'
     self.text.value = f"{below}{tables}<pre>{'' if watched else html.escape(self.process.output())}</pre>"
-    self.chart = _plot_progress(curves)
+    self.chart = _plot_progress(curves, self.process.command)
     self.picture.show(self.chart)
     self.show_samples(folder)
 
@@ -407,7 +422,7 @@ def show_buttons(self:LiveRun, running, state, watched):
     self.buttons['Resume'].disabled = running or not stopped or watched
 
 # %% ../../nbs/74_explore.live.ipynb #578deafc
-class LiveRuns(widgets.VBox):
+class LiveRuns(Still):
     "Forms of several commands, of which one is shown."
     def __init__(self,
         forms:Mapping, # names of commands to a `LiveRun` each
@@ -418,6 +433,11 @@ class LiveRuns(widgets.VBox):
         stack = widgets.Stack(list(forms.values()), selected_index=0)
         widgets.link((self.choice, 'index'), (stack, 'selected_index'))
         super().__init__([self.choice, stack])
+
+    @property
+    def chart(self):
+        "The picture of the form that is shown."
+        return self.forms[self.choice.value].chart
 
 def live_run(
     overrides:Sequence|Mapping=(), # as on the command line; or names of several commands to such
@@ -434,6 +454,6 @@ def live_run(
     if static:
         command, overrides = next(iter(commands.items()))
         folder = run_folder(_settings(overrides, command))
-        return _plot_progress(read_curves([] if folder is None else folder)).sheet()
+        return _plot_progress(read_curves([] if folder is None else folder), command).sheet()
     forms = {k: LiveRun(o, k, _FIELDS[k] if fields is None else fields, every) for k, o in commands.items()}
     return LiveRuns(forms) if isinstance(overrides, Mapping) else forms[command]

@@ -44,11 +44,26 @@ function themed(layout, el) {
   return {...layout, ...look}
 }
 
-const config = {displaylogo: false, modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d']}
+function softmax(z, temp) {
+  const top = Math.max(...z), e = z.map(v => Math.exp((v - top)/temp)), sum = e.reduce((a, b) => a + b)
+  return e.map(v => v/sum)
+}
+
+function heights({logits, bars}, temp) {
+  const p = logits.map(z => softmax(z, temp))
+  return bars.map(o => o.places.map(([i, c]) => p[i][c]))
+}
+
+async function find(model, name) {
+  const id = model.get(name)
+  return id ? model.widget_manager.get_model(id.replace('IPY_MODEL_', '')) : null
+}
+
+const config = {displaylogo: false, modeBarButtons: [['resetScale2d', 'toImage']]}
 
 async function render({model, el}) {
   globalThis.gnosisPlotly ??= load(model)
-  const Plotly = await globalThis.gnosisPlotly
+  const Plotly = await globalThis.gnosisPlotly, slider = await find(model, 'slider')
   const box = document.createElement('div')
   box.className = 'gnosis-picture'
   el.append(box)
@@ -56,22 +71,48 @@ async function render({model, el}) {
     const index = Array.isArray(p.pointIndex) ? p.pointIndex : [p.pointIndex]
     model.send({trace: p.curveNumber, index, x: p.x, y: p.y})
   }
-  let busy = false, waits = false, frames = 0
-  async function draw() {
-    waits = true
-    if (busy) return
-    busy = true
-    while (waits) {
-      waits = false
-      const {data, layout} = structuredClone(model.get('drawn'))
-      await Plotly.react(box, data, themed(layout, el), config)
-      await new Promise(requestAnimationFrame)
-      if (!frames) box.on('plotly_click', tell)
-      box.dataset.frames = ++frames
+  function titled(text, temp) { return text.replace('{temp}', temp.toFixed(2)) }
+  async function drawAll() {
+    const {data, layout, softened} = structuredClone(model.get('drawn'))
+    if (softened) {
+      const temp = slider ? slider.get('value') : softened.temp
+      heights(softened, temp).forEach((y, k) => { data[softened.bars[k].trace].y = y })
+      if (layout.title) layout.title.text = titled(layout.title.text, temp)
     }
-    busy = false
+    await Plotly.react(box, data, themed(layout, el), config)
   }
+  async function moveBars() { // Plotly would measure ticks and titles again for any other change
+    const {softened, layout} = model.get('drawn'), temp = slider.get('value')
+    const data = box.data.map(() => ({})), traces = [...data.keys()] // others would vanish
+    heights(softened, temp).forEach((y, k) => { data[softened.bars[k].trace].y = y })
+    const at_once = {transition: {duration: 0}, frame: {duration: 0, redraw: false}, mode: 'immediate'}
+    await Plotly.animate(box, {data, traces}, at_once)
+    const title = box.querySelector('.gtitle')
+    if (title) box.layout.title.text = title.textContent = titled(layout.title.text, temp)
+  }
+  let busy = false, waits = '', frames = 0
+  async function follow(what) {
+    if (waits !== 'all') waits = what
+    if (busy) return
+    busy = box.dataset.busy = true
+    try {
+      while (waits) {
+        const all = waits === 'all'
+        waits = ''
+        await (all ? drawAll() : moveBars())
+        await new Promise(requestAnimationFrame)
+        if (!frames) box.on('plotly_click', tell)
+        box.dataset.frames = ++frames
+      }
+    } finally {
+      busy = false
+      delete box.dataset.busy
+    }
+  }
+  function draw() { return follow('all') }
+  function move() { if (frames && model.get('drawn').softened) follow('bars') }
   model.on('change:drawn', draw)
+  slider?.on('change:value', move)
   await new Promise(requestAnimationFrame)
   await draw()
   const themes = new MutationObserver(draw)
@@ -80,6 +121,7 @@ async function render({model, el}) {
   sizes.observe(el)
   return () => {
     model.off('change:drawn', draw)
+    slider?.off('change:value', move)
     themes.disconnect()
     sizes.disconnect()
     Plotly.purge(box)
@@ -104,6 +146,11 @@ class StillPicture(widgets.Image):
         "Draw a chart."
         self.value = chart.sheet()._repr_png_()
 
+    def follow(self,
+        slider:widgets.Widget, # as for `Picture.follow`
+    ):
+        "Nothing: each value is drawn by `show`."
+
     def on_click(self,
         f:Callable, # as for `Picture.on_click`
     ):
@@ -125,8 +172,11 @@ def _the_program():
 class Picture(AnyWidget or widgets.Widget):
     "A chart that Plotly draws in the page."
     _esm = _PAGE
+    _css = '.gnosis-picture .imagelayer image {image-rendering: pixelated}'
     drawn = traitlets.Dict().tag(sync=True)
     program = traitlets.Instance(widgets.Widget).tag(sync=True, **widgets.widget_serialization)
+    slider = traitlets.Instance(widgets.Widget, allow_none=True)
+    slider.tag(sync=True, **widgets.widget_serialization)
 
     def __init__(self):
         self.handlers, self.marks = [], []
@@ -137,7 +187,15 @@ class Picture(AnyWidget or widgets.Widget):
         chart:Chart, # what to draw
     ):
         "Draw a chart."
-        self.drawn, self.marks = chart.figure()
+        drawn, self.marks = chart.figure()
+        if self.slider and 'softened' in drawn: del drawn['softened']['temp'] # the page asks the slider
+        self.drawn = drawn
+
+    def follow(self,
+        slider:widgets.Widget, # its value is a temperature τ > 0
+    ):
+        "Let the page move bars that are `softened` with a slider. Call this before the picture is displayed."
+        self.slider = slider
 
     def on_click(self,
         f:Callable, # `f(axes, mark, index, x, y)`: numbers of axes, mark and point, and its place

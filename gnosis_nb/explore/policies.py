@@ -17,7 +17,8 @@ from ..data.blocks import DistillBlock, policy_blocks
 from ..data.images import ImageSets
 from .chart import Axes, Chart, Pictures
 from .panel import as_html, show
-from .predictions import choose_images, class_list, member_logits, soften, temperature_slider
+from .predictions import (choose_images, class_list, member_logits, soften, spread_rows,
+                                           temperature_slider)
 
 # %% ../../nbs/75_explore.policies.ipynb #1efb57af
 def _policy_batch(blocks, sets, rows, seed=0, normalization='unitcube'):
@@ -90,18 +91,19 @@ def augmentation_viewer(
 ): # Panel or Sheet
     "What each policy makes of chosen images, and of the teacher's predictions for them."
     blocks = dict(policies) if isinstance(policies, Mapping) else {o: policy_blocks(o) for o in policies}
-    classes = sets.train.classes
+    classes, rows = sets.train.classes, spread_rows(len(sets.train), n)
     controls = dict(
         policies=widgets.SelectMultiple(options=list(blocks), value=tuple(blocks), rows=6,
                                         description='policies',
                                         tooltip='A row of images for each; several with Ctrl or Shift'),
-        images=choose_images(sets.train.targets[:n], classes, 6),
+        images=choose_images(sets.train.targets[rows], classes, 6, rows),
         seed=widgets.IntSlider(0, 0, 50, description='random draw', tooltip=_DRAW),
         temp=temperature_slider(temp))
     def draw(policies, images, seed, temp):
         if not 2 <= len(images) <= 10:
             raise ValueError(f"images={len(images)}: expected 2 to 10 images to be chosen")
         chosen = {k: blocks[k] for k in policies}
+        images = [rows[i] for i in images]
         made = _apply_policies(chosen, sets, images, seed, teacher, temp, normalization)
         chart, line = _plot_policies(made, classes), f'{len(policies)} policies, draw {seed}'
         if teacher is None: return chart, line, ''

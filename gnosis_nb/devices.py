@@ -49,7 +49,9 @@ class Team:
         backend = 'cpu:gloo,cuda:nccl' if self.device.type == 'cuda' else 'gloo'
         if self.device.type == 'cuda': torch.cuda.set_device(self.device)
         place = dict(store=store, rank=self.rank, world_size=self.size) if store else {}
+        shows = sys.excepthook
         dist.init_process_group(backend, timeout=_PATIENCE, **place)
+        sys.excepthook = shows  # torch's writes a process's number in front of every line
         self.orders = dist.new_group(backend='gloo', timeout=_ORDERS)
 
     def leave(self):
@@ -215,7 +217,7 @@ class _Helpers:
         if code < 0: return f'was killed ({signal.Signals(-code).name})'
         said = Path(self.folder, f'{rank}.errors').read_text(errors='replace').strip().splitlines()
         if not said: return f'has ended (exit status {code})'
-        return f"has failed ({said[-1].removeprefix(f'[rank{rank}]: ').strip()[:300]})"
+        return f"has failed ({said[-1].strip()[:300]})"
 
     def kill(self):
         for o in self.processes.values():

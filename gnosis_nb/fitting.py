@@ -110,6 +110,10 @@ def check_optimizers(
         with blame(key): make([torch.nn.Parameter(torch.zeros(1))], lr=how.lr)
 
 # %% ../nbs/53_fitting.ipynb #d9c34fa9
+def _copied(state):
+    "Tensors of their own instead of parts of a file, which cannot be sent."
+    return state and ({k: v.clone() for k, v in state[0].items()}, state[1])
+
 def fit(
     run:Run, # whose folder keeps the training state
     name:str, # of the network: 'student', 'teacher_0'
@@ -123,7 +127,7 @@ def fit(
     sync_batchnorm:bool=True, # as `DataParallel`, where several processes train
 ):
     "Fit a Learner from the training state that the run has, with progress to standard error or to `run.say`."
-    state, alone = team().from_first(run.load_state(name)), team().size == 1
+    state, alone = team().from_first(_copied(run.load_state(name))), team().size == 1
     sink = None if team().rank else partial(run.keep_state, name)
     keep = KeepState(sink, seconds=60*state_minutes, state=state, within=alone)
     if not alone: learn.add_cb(DataParallel(sync_batchnorm))

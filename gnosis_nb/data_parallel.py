@@ -39,7 +39,8 @@ class _NormalizeTogether(torch.autograd.Function):
         dims, z = [0, *range(2, x.ndim)], at_least_float32(x)
         rows = z.numel()//z.shape[1]
         var, mean = (o.double() for o in torch.var_mean(z, dims, correction=0))
-        *sums, n = team().total(torch.cat([rows*mean, rows*(var + mean**2), mean.new_full((1,), rows)])).split(len(mean))
+        own = torch.cat([rows*mean, rows*(var + mean**2), mean.new_full((1,), rows)])
+        *sums, n = team().total(own).split(len(mean))
         mean, square = (o/n for o in sums)
         var = square - mean**2
         scale = (var + eps).rsqrt()
@@ -56,7 +57,7 @@ class _NormalizeTogether(torch.autograd.Function):
         normal, scale, weight, n = ctx.saved_tensors
         grad = at_least_float32(g)
         own = torch.stack([grad.sum(ctx.dims), (grad*normal).sum(ctx.dims)])
-        mean, product = team().total(own.double())/(n)
+        mean, product = team().total(own.double())/n
         x = (grad - ctx.column(mean) - normal*ctx.column(product))*(scale*weight)
         return x.to(g.dtype), own[1], own[0], None
 
@@ -86,10 +87,10 @@ def batchnorm_layers(
 class DataParallel(Callback):
     """Train in all processes of the team: each has its rows of every batch. Alone it does nothing.
 
-    Raises `ValueError` for a training loader of another library, or if a process would have no row of a batch."""
+    Raises `ValueError` for a training loader of another library, or if a process had no row of a batch."""
     def __init__(
         self,
-        sync_batchnorm:bool=True, # BatchNorm has the statistics of the whole batch; False: of the process's rows
+        sync_batchnorm:bool=True, # BatchNorm has the whole batch's statistics; False: the process's own
     ):
         self.sync_batchnorm, self.share, self.shared = sync_batchnorm, None, {}
 
@@ -157,14 +158,14 @@ def smallest_batch(
 def _check(self:DataParallel):
     dl, n = self.dls.train, team().size
     if not isinstance(dl, PlannedLoader):
-        raise ValueError(f"dls.train={type(dl).__name__}: expected a loader of gnosis_nb.data, which plans the same "
-                         f"batches in all of {n} processes")
+        raise ValueError(f"dls.train={type(dl).__name__}: expected a loader of gnosis_nb.data, which plans "
+                         f"the same batches in all of {n} processes")
     if getattr(self.learn, 'step_engine', None) is None:
         raise ValueError("cbs: expected StepEngine beside DataParallel")
     least = smallest_batch(dl)
     if least < n:
-        raise ValueError(f"batch_size={dl.bs} with trainer.devices={n}: the smallest batch of an epoch has {least} "
-                         "rows, expected at least one for each process; drop_last leaves a short last batch out")
+        raise ValueError(f"bs={dl.bs} with {n} processes: the smallest batch of an epoch has {least} rows, "
+                         "expected one for each process; drop_last leaves a short last batch out")
 
 @patch
 def _mean_statistics(self:DataParallel):

@@ -119,7 +119,8 @@ class StepEngine(Callback):
         parallel = getattr(self.learn, 'data_parallel', None)
         self.parallel = parallel if parallel is not None and parallel.share else None
         if self.parallel:
-            if training and not self.own: raise ValueError("cbs: expected none that listens within a step, with several processes")
+            if training and not self.own:
+                raise ValueError("cbs: with several processes expected none that listens within a step")
             record = None  # a recording with sums over processes has not been tried
         self.recorded = self.own and record is not None and self._make_recordable(device)
         if self.recorded: self.step = self.recording(self._step)

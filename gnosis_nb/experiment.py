@@ -28,7 +28,8 @@ from .distill import FidelityTable
 from .features import FeatureDistillation
 from .compute import peak_memory
 from .controls import Source, student_sources
-from .fitting import build_network, check_optimizers, fit, fit_all, kept_spec, learner_options, prepare_helper
+from gnosis_nb.fitting import (build_network, check_optimizers, fit, fit_all, kept_spec, learner_options,
+    prepare_helper)
 from .generators import build_generator
 from .initialize import initialize_student, interpolate
 from .inputs import Inputs, distillation_rows, image_augmentation, load_inputs, student_batches
@@ -137,8 +138,8 @@ def prepare_student(
 def _check_shares(key, loader, cfg):
     n, least = cfg.trainer.devices, smallest_batch(loader) if cfg.trainer.devices > 1 else math.inf
     if least >= n: return
-    raise ConfigError(f"{key}.batch_size={loader.bs} with trainer.devices={n}: the smallest batch of an epoch has "
-                      f"{least} rows, expected one for each device; drop_last=true leaves a short last batch out")
+    raise ConfigError(f"{key}.batch_size={loader.bs} with trainer.devices={n}: the smallest batch of an "
+                      f"epoch has {least} rows, expected one for each device; drop_last=true leaves it out")
 
 def check_buildable(
     cfg:Classification, # settings
@@ -224,16 +225,17 @@ def _with_devices(cfg, device):
         raise ConfigError(f"WORLD_SIZE={there}: expected 1, as generators are trained in one process")
     wanted = cfg.trainer.devices
     if there > 1 and wanted not in (None, there):
-        raise ConfigError(f"trainer.devices={wanted}: expected null or {there}, as many processes as were launched")
+        raise ConfigError(f"trainer.devices={wanted}: expected null or {there}, the processes that there are")
     if there > 1 and team().size != there:
-        raise ConfigError(f"trainer.devices={there}: expected the commands of gnosis_nb, or gnosis_nb.devices.follow "
-                          "in all launched processes but the first")
+        raise ConfigError(f"trainer.devices={there}: expected the commands of gnosis_nb, or "
+                          "gnosis_nb.devices.follow in all launched processes but the first")
     n = wanted or there
     if n == 1: return cfg if wanted else replace(cfg, trainer=replace(cfg.trainer, devices=1))
     if device.type not in ('cpu', 'cuda') or re.fullmatch(r'cuda:\d+', cfg.device):
         raise ConfigError(f"trainer.devices={n} with device={cfg.device}: expected cpu, cuda or auto")
     gpus = torch.cuda.device_count() if device.type == 'cuda' else n
-    if gpus < n and there == 1: raise ConfigError(f"trainer.devices={n}: expected at most {gpus}, the GPUs of this machine")
+    if gpus < n and there == 1:
+        raise ConfigError(f"trainer.devices={n}: expected at most {gpus}, the GPUs of this machine")
     return replace(cfg, trainer=replace(cfg.trainer, devices=n))
 
 def conduct(

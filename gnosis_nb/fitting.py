@@ -171,8 +171,8 @@ def prepare_helper(
     mine.device = own_device('cuda' if cfg.device.startswith('cuda') else cfg.device)
     mine.known['inputs'] = load(cfg)
     if mine.known['inputs'].checksums != checksums:
-        raise ConfigError(f"dataset: expected the same examples in all processes; those of process {mine.rank} "
-                          "are others")
+        raise ConfigError("dataset: expected the same examples in all processes; those of process "
+                          f"{mine.rank} are others")
 
 # %% ../nbs/53_fitting.ipynb #d2f724e3
 def fit_all(

@@ -249,7 +249,8 @@ def _planned(self:EpochProgram, idxs):
     "Of each batch the sizes of its parts, and its rows where they repeat; its numbers are sent before."
     loader, plans, piece, room = self.dls.train, self.plans, [], self.most_bytes
     draw, one = loader.draw, len(idxs) and isinstance(idxs[0], torch.Tensor)
-    def rows_of(tree): return loader.own_rows(loader.row_numbers(tree)) if loader.repeats else None
+    def rows_of(tree):
+        return loader.own_rows(loader.row_numbers(tree)) if loader.repeats else None
     for idx in idxs:
         tree = draw(idx)
         sizes = (idx.shape[0],) if one else tuple([o.shape[0] for o in idx])
@@ -334,7 +335,7 @@ def load_state_dict(self:EpochProgram, state): # from `state_dict`
 def _go_on(self:EpochProgram, given):
     "Put back what was kept of the `given` batches; returns whether there are any."
     stopped, self.stopped, now = self.stopped, None, self.now
-    if stopped and team().rank: stopped = dict(stopped, sizes=[0]*given, rows={})  # the first process has them
+    if stopped and team().rank: stopped = dict(stopped, sizes=[0]*given, rows={})  # the first has them
     if len(stopped['sizes'] if stopped else []) != given:
         raise ValueError("state: expected one of an epoch that was made as one program")
     if not given: return False

@@ -731,7 +731,7 @@ def _whole_batch(cfg):
     if t.parallel_models not in ('auto', 1): yield f'trainer.parallel_models={t.parallel_models}', 'auto or 1'
     if t.average and not t.sync_batchnorm:
         yield f'trainer.average={t.average}, trainer.sync_batchnorm=False', 'one of them'
-    if 'dist' in (cfg.loss.name, options.get('loss')): yield 'loss=dist', 'a loss that is a mean over examples'
+    if 'dist' in (cfg.loss.name, options.get('loss')): yield 'loss=dist', 'a mean over examples'
     if options.get('mode') == 'sample' or options.get('corruption_ratio'):
         yield f'loss={cfg.loss.name}', 'a loss that draws no labels'
     if teacher.draw_member: yield 'teacher.draw_member=True', 'False'

@@ -63,7 +63,7 @@ def teacher_facts(
     return facts
 
 # %% ../nbs/54_teachers.ipynb #6b14ff75
-_FORMER_RECIPE = dict(label_smoothing=0., batchnorm_of=1)                                    # of recipes that do not say it
+_FORMER_RECIPE = dict(label_smoothing=0., batchnorm_of=1)                    # of recipes that do not say it
 
 def _training_facts(cfg):
     "How teachers are trained, as JSON values."

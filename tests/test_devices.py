@@ -1,5 +1,5 @@
-"""Several processes train one network: two on this machine are equal to one with the whole batch, a process that is
-killed ends the run with a sentence, and states fit another number of processes."""
+"""Several processes train one network: two equal one with the whole batch, a killed process ends the run with a
+sentence, and a state fits another number of processes."""
 import json
 import os
 import signal
@@ -18,10 +18,10 @@ from gnosis_nb.run_folder import Run
 from gnosis_nb.schema import ConfigError
 
 # rounding errors grow by a factor in each step, the more the larger the learning rate
-SMALL = ['trainer.num_epochs=2', 'trainer.eval_period=1', '+recipe=student', 'device=cpu', 'trainer.precision=fp32',
-         'trainer.optimizer.lr=0.001', 'trainer.state_minutes=0']
+SMALL = ['trainer.num_epochs=2', 'trainer.eval_period=1', '+recipe=student', 'device=cpu',
+         'trainer.precision=fp32', 'trainer.optimizer.lr=0.001', 'trainer.state_minutes=0']
 DIGITS = ['+experiment=digits', 'dataset.size=8', 'dataset.subsample.ratio=0.3', 'dataset.shrink.test=101',
-          'dataloader.batch_size=67', *SMALL]                                # 404 images, so that the last batch has 2
+          'dataloader.batch_size=67', *SMALL]                                # 404 images: the last has 2
 TEXTS = ['+experiment=sentences', 'dataset.num_train=300', 'dataset.num_test=101', 'dataloader.batch_size=64',
          'classifier.embedding_size=16', 'classifier.lstm_cell_size=16', *SMALL]
 CIFAR = ['dataset=cifar100', f'dataset.root_dir={ROOT}/data/datasets/cifar100', 'dataset.shrink.train=500',
@@ -54,7 +54,7 @@ def furthest(a, b):
 
 
 def assert_alike(a, b):
-    assert 0 < furthest(a, b) < 3e-4                                         # they have not done the same sums
+    assert 0 < furthest(a, b) < 3e-4  # they have not done the same sums
     tables = sorted(o.stem for o in a.path.glob('*_metrics.csv'))
     assert len(tables) == 2
     for name in tables:
@@ -71,9 +71,11 @@ def compare(tmp_path, *options, command='image_classification'):
 
 @pytest.mark.parametrize('more', [
     pytest.param([], id='plain'),
-    pytest.param(['distill_loader.mixup_alpha=1.0', 'trainer.average=ema', 'trainer.average_decay=0.5'], id='mixup-ema'),
+    pytest.param(['distill_loader.mixup_alpha=1.0', 'trainer.average=ema', 'trainer.average_decay=0.5'],
+                 id='mixup-ema'),
     pytest.param(['features=fitnet', 'trainer.average=swa', 'trainer.average_start=0'], id='features-swa'),
-    pytest.param(['trainer.teacher_cache_views=2', 'distill_loader.splits=[0,1]', 'loss.alpha=0.5'], id='views-splits')])
+    pytest.param(['trainer.teacher_cache_views=2', 'distill_loader.splits=[0,1]', 'loss.alpha=0.5'],
+                 id='views-splits')])
 def test_two_processes_are_equal_to_one_on_digits(two, tmp_path, more):
     compare(tmp_path, *DIGITS, *more)
 
@@ -119,7 +121,8 @@ def test_a_state_within_an_epoch_goes_on_in_two_processes(two, tmp_path, monkeyp
     monkeypatch.setattr(EpochProgram, 'period', -1)                          # tells others after every batch
     within = [*DIGITS, 'trainer.state_minutes=1e-9']
     whole = do(tmp_path/'whole', 2, *within)
-    with nobody_else(), pytest.raises(KeyboardInterrupt), interrupted(interrupt): do(tmp_path/'parts', 1, *within)
+    with nobody_else(), pytest.raises(KeyboardInterrupt), interrupted(interrupt):
+        do(tmp_path/'parts', 1, *within)
     os.rename(tmp_path/'parts/1', tmp_path/'parts/2')
     assert_alike(whole, do(tmp_path/'parts', 2, *within))
 
@@ -133,7 +136,7 @@ def test_batchnorm_of_each_process_is_another_recipe(two, tmp_path):
 def children(pid): return [int(o) for o in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
 
 
-@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='needs /proc, to find the process that is killed')
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds processes in /proc')
 def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(two, tmp_path):
     whole = do(tmp_path/'whole', 2, *DIGITS)
     args = [*DIGITS, 'trainer.devices=2', f'data_dir={tmp_path}/parts']
@@ -151,6 +154,7 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(two, tmp_pat
     assert same_networks(whole, SimpleNamespace(path=folder))
 
 
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds processes in /proc')
 def test_helpers_end_with_the_process_that_started_them(tmp_path):
     args = [*DIGITS, 'trainer.devices=2', f'data_dir={tmp_path}']
     run = processes.start(program('image_classification'), *args, at='.training_state_teacher*')
@@ -168,7 +172,8 @@ def test_helpers_end_with_the_process_that_started_them(tmp_path):
     (['features=rkd'], 'with features=rkd'),
     (['teacher.draw_member=true'], 'with teacher.draw_member=True'),
     (['teacher.control=[permuted]'], "with teacher.control=['permuted']"),
-    (['loss.alpha=0.5', 'distill_loader.noise=0.2'], 'with loss.alpha=0.5, distill_loader.noise=0.2'),
+    (['loss.alpha=0.5', 'distill_loader.noise=0.2'],
+     'with loss.alpha=0.5, distill_loader.noise=0.2'),
     (['trainer.average=ema', 'trainer.sync_batchnorm=false'], 'with trainer.average=ema, trainer.sync_batchnorm')])
 def test_what_needs_the_whole_batch_is_refused(options, expected):
     with pytest.raises(ConfigError) as error: compose([*options, 'trainer.devices=2'])

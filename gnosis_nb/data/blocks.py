@@ -195,8 +195,8 @@ class DistillLoader(PlannedLoader):
         for *pairs, idx in zip(*streams, idxs[skip:]):
             xs, ys = zip(*pairs)
             x = self.parts[0].join(xs) if len(xs) > 1 else xs[0]
-            if self.repeats: self.made_of = self._in_all([part.own_rows(i) for part, i in zip(self.parts, idx)])
             if self.reads_own: self.whole = sum(map(len, idx))
+            if self.repeats: self.made_of = self._in_all(part.own_rows(i) for part, i in zip(self.parts, idx))
             yield self.finish(x, torch.cat(ys), [len(y) for y in ys])
 
     def take_share(self,

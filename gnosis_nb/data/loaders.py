@@ -59,7 +59,8 @@ class PlannedLoader(DataLoader):
         try:
             for batch in batches:
                 self.given += 1
-                if not self.reads_own: self.made_of, batch = self.own_rows(self.made_of), self.own_batch(batch)
+                if not self.reads_own:
+                    self.made_of, batch = self.own_rows(self.made_of), self.own_batch(batch)
                 yield batch
         finally: self.end()
 
@@ -276,6 +277,14 @@ class ImageLoader(BatchLoader):
         super().go_to(place)
         self.stream_seed = place.get('stream_seed', 0)
 
+    def take_share(self,
+        share:tuple|None, # number of this process, number of processes; None: the whole batches
+    ):
+        "From now on give this process's rows of each batch; of files they are all that it reads."
+        self.share = share
+        known = all(isinstance(o, Transform) for o in self.rest)
+        self.reads_own = share is not None and known and isinstance(self.dataset, ImageFiles)
+
     def rows(self, idx): # row numbers [batch]
         "The finished batch of these rows."
         idx = torch.as_tensor(idx)
@@ -430,15 +439,6 @@ def _rows_of(tree, share):
     "The rows of one process in a tree of tensors."
     if isinstance(tree, torch.Tensor): return _every(share, tree)
     return type(tree)(_rows_of(o, share) for o in tree)
-
-@patch
-def take_share(self:ImageLoader,
-    share:tuple|None, # number of this process, number of processes; None: the whole batches
-):
-    "From now on give this process's rows of each batch; of files they are all that it reads."
-    self.share = share
-    known = all(isinstance(o, Transform) for o in self.rest)
-    self.reads_own = share is not None and known and isinstance(self.dataset, ImageFiles)
 
 # %% ../../nbs/26_data.loaders.ipynb #d16a2877
 def show_images(

@@ -1,5 +1,5 @@
-"""Several processes train one network: two equal one with the whole batch, a killed process ends the run with a
-sentence, and a state fits another number of processes."""
+"""Several processes train one network: two equal one with the whole batch, a killed process ends the run with
+a sentence, and a state fits another number of processes."""
 import json
 import os
 import signal
@@ -174,7 +174,8 @@ def test_helpers_end_with_the_process_that_started_them(tmp_path):
     (['teacher.control=[permuted]'], "with teacher.control=['permuted']"),
     (['loss.alpha=0.5', 'distill_loader.noise=0.2'],
      'with loss.alpha=0.5, distill_loader.noise=0.2'),
-    (['trainer.average=ema', 'trainer.sync_batchnorm=false'], 'with trainer.average=ema, trainer.sync_batchnorm')])
+    (['trainer.average=ema', 'trainer.sync_batchnorm=false'],
+     'with trainer.average=ema, trainer.sync_batchnorm')])
 def test_what_needs_the_whole_batch_is_refused(options, expected):
     with pytest.raises(ConfigError) as error: compose([*options, 'trainer.devices=2'])
     assert f'trainer.devices=2 {expected}' in str(error.value)

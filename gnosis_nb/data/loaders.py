@@ -102,7 +102,12 @@ def take_share(self:PlannedLoader,
     self.share = share
 
 @patch
-def take(self:PlannedLoader, x, rows): return x[rows]  # of inputs
+def take(self:PlannedLoader,
+    x, # inputs of a batch
+    rows:slice, # which of them
+):
+    "Some rows of a batch's inputs."
+    return x[rows]
 
 @patch
 def own_batch(self:PlannedLoader,

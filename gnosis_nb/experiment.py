@@ -7,7 +7,6 @@ __all__ = ['CLASSIFICATION', 'first_weights', 'build_loss', 'build_features', 'p
            'Stages', 'conduct', 'image_classification', 'text_classification']
 
 # %% ../nbs/57_experiment.ipynb #efec2f71
-import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -136,7 +135,8 @@ def prepare_student(
 
 # %% ../nbs/57_experiment.ipynb #3932e9e5
 def _check_shares(key, loader, cfg):
-    n, least = cfg.trainer.devices, smallest_batch(loader) if cfg.trainer.devices > 1 else math.inf
+    n = cfg.trainer.devices or 1
+    least = smallest_batch(loader) if n > 1 else 1
     if least >= n: return
     raise ConfigError(f"{key}.batch_size={loader.bs} with trainer.devices={n}: the smallest batch of an "
                       f"epoch has {least} rows, expected one for each device; drop_last=true leaves it out")

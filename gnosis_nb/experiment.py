@@ -230,7 +230,7 @@ def _with_devices(cfg, device):
         raise ConfigError(f"trainer.devices={there}: expected the commands of gnosis_nb, or "
                           "gnosis_nb.devices.follow in all launched processes but the first")
     n = wanted or there
-    if n == 1: return cfg if wanted else replace(cfg, trainer=replace(cfg.trainer, devices=1))
+    if n == 1: return cfg
     if device.type not in ('cpu', 'cuda') or re.fullmatch(r'cuda:\d+', cfg.device):
         raise ConfigError(f"trainer.devices={n} with device={cfg.device}: expected cpu, cuda or auto")
     gpus = torch.cuda.device_count() if device.type == 'cuda' else n
@@ -259,7 +259,7 @@ def conduct(
         start = stages.begin(cfg, inputs, run)
         with run:
             _record_provenance(run, device)
-            with helpers(getattr(cfg.trainer, 'devices', 1), device) as mine:
+            with helpers(getattr(cfg.trainer, 'devices', None) or 1, device) as mine:
                 mine.tell(partial(prepare_helper, stages.load, cfg, inputs.checksums))
                 stages.work(cfg, inputs, run, start, device)
             run.set_state('running', peak_memory_gb=round(peak_memory(device), 3))

@@ -103,7 +103,8 @@ def run_identity(
     "A hash of the settings that determine a run's result."
     flat = flatten(config)
     own = {k: _canonical(v) for k, v in flat.items() if _counts(k, v)}
-    if flat.get('trainer.sync_batchnorm', True): own.pop('trainer.devices', None)  # then it changes no result
+    alike = flat.get('trainer.sync_batchnorm', True)                         # then it changes no result
+    if alike or own.get('trainer.devices') is None: own.pop('trainer.devices', None)
     for who in ('teacher', 'density_model'):                                 # two names of one setting
         path, folder = own.pop(f'{who}.ckpt_path', None), own.pop(f'{who}.ckpt_dir', None)
         own[f'{who}.ckpt'] = path or folder

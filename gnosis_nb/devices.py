@@ -39,7 +39,7 @@ class Team:
     ):
         self.rank, self.size, self.device = rank, size, torch.device(device)
         self.known = {}  # what an order leaves for later ones
-        self.orders = None
+        self.orders, self.is_lost = None, False
 
     def join(
         self,
@@ -73,6 +73,7 @@ class Team:
     ): # in the first process the value itself, in others a copy
         "The value of the first process. Raises `ProcessLost`."
         if self.size == 1: return value
+        if self.is_lost: raise ProcessLost("the other processes are within an order that has failed")
         box = [None if self.rank else _packed(value)]
         _call(dist.broadcast_object_list, box, 0, self.orders)
         # tensors on the first process's GPU come to this one's
@@ -238,7 +239,11 @@ def helpers(
     "In the block, this process has `n - 1` helpers. Raises `ProcessLost` if one of them ends by itself."
     device, before = torch.device(device), torch.get_num_threads()
     if n == 1 or team().size > 1:
-        yield team()
+        mine = team()
+        try: yield mine
+        except BaseException:  # launched helpers are somewhere within an order
+            mine.is_lost = mine.size > 1
+            raise
         return
     with TemporaryDirectory() as folder:
         mine, others = Team(0, n, device), _Helpers(n, device, folder)

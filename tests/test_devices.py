@@ -2,6 +2,7 @@
 a sentence, and a state fits another number of processes."""
 import json
 import os
+import shutil
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,15 +105,12 @@ def interrupted(what, epoch=None):
 def interrupt(): raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize('n, other', [(1, 2), (2, 1)])
-def test_a_run_goes_on_with_another_number_of_processes(two, tmp_path, n, other):
-    def with_team(n, folder):
-        if n == 2: return do(folder, 2, *DIGITS)
-        with nobody_else(): return do(folder, 1, *DIGITS)
-    whole = with_team(other, tmp_path/'whole')
-    with pytest.raises(KeyboardInterrupt), interrupted(interrupt, 1): with_team(n, tmp_path/'parts')
-    os.rename(tmp_path/'parts'/str(n), tmp_path/'parts'/str(other))
-    parts = with_team(other, tmp_path/'parts')
+def test_a_run_of_one_process_goes_on_in_two(two, tmp_path):
+    whole = do(tmp_path/'whole', 2, *DIGITS)
+    with nobody_else(), pytest.raises(KeyboardInterrupt), interrupted(interrupt, 1):
+        do(tmp_path/'parts', 1, *DIGITS)
+    os.rename(tmp_path/'parts/1', tmp_path/'parts/2')
+    parts = do(tmp_path/'parts', 2, *DIGITS)
     assert len(parts.state['continued']) == 1
     assert_alike(whole, parts)
 
@@ -149,6 +147,9 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(two, tmp_pat
     assert status == 1 and said.splitlines()[-1].startswith(f'error: {lost}')
     state = json.loads(next((tmp_path/'parts').rglob('state.json')).read_text())
     assert state['state'] == 'failed' and lost in state['error']
+    shutil.copytree(tmp_path/'parts', tmp_path/'other/1')
+    with nobody_else(): alone = do(tmp_path/'other', 1, *DIGITS)
+    assert_alike(whole, alone)                                               # and with another number, too
     assert 'student after epoch 1 of 2' in script('image_classification', *args).stdout
     folder = next((tmp_path/'parts').rglob('state.json')).parent
     assert same_networks(whole, SimpleNamespace(path=folder))

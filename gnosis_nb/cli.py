@@ -39,9 +39,10 @@ def _is_users(error):
     light = ConfigError, OSError, FloatingPointError, HydraException, OmegaConfBaseException
     if isinstance(error, light): return True
     from gnosis_nb.checkpoint import CheckpointError
+    from gnosis_nb.devices import ProcessLost
     from gnosis_nb.run_folder import RunLocked
     from gnosis_nb.stores import StoreError
-    return isinstance(error, (CheckpointError, RunLocked, StoreError))
+    return isinstance(error, (CheckpointError, ProcessLost, RunLocked, StoreError))
 
 def _of_option(text):
     "What Hydra says of a choice that is none, in our words; None if it says something else."
@@ -508,6 +509,18 @@ def _job(command, failed):
         else: single(cfg)
     return job
 
+@contextmanager
+def _launched_processes():
+    "Where `torchrun` or `accelerate` has started several processes, the first has the others as its helpers."
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        yield
+        return
+    from gnosis_nb.devices import follow, join_launched, launched
+    if launched()[0]:
+        follow()
+        sys.exit()
+    with join_launched(): yield
+
 def _main(command):
     "Hydra around one of `COMMANDS`; the user's errors in one line each on standard error, and exit status 1."
     os.environ['HYDRA_FULL_ERROR'] = '1'                                     # exceptions reach us as they are
@@ -519,7 +532,7 @@ def _main(command):
             return
         _parse(get_args_parser().parse_args().overrides)                     # Hydra fails on some otherwise
         decorate = hydra.main(config_path='pkg://gnosis_nb.config', config_name=command, version_base='1.3')
-        decorate(_job(command, failed))()
+        with _launched_processes(): decorate(_job(command, failed))()
         if failed: raise failed[0]
     except (KeyboardInterrupt, SystemExit) as e: _interrupted(e)
     except Exception as e:

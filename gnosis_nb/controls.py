@@ -120,16 +120,19 @@ def noisy_labels(
     parts = [*inputs.parts[:i], noisy, *inputs.parts[i+1:]]
     return replace(cfg, dataset=settings), replace(inputs, parts=parts)
 
+def _prepare_noisy(cfg, name, run, inputs, device):
+    noisy, shuffled = noisy_labels(cfg, inputs)
+    return prepare_teacher(noisy, run, name, derive_seed(cfg.seed, name), None, shuffled, device)
+
 def _noisy_teachers(cfg, run, inputs, device, names):
     "Train them, or read those that are there."
-    noisy, shuffled = noisy_labels(cfg, inputs)
+    noisy, _ = noisy_labels(cfg, inputs)
     for name in names: forget_incomplete(cfg, run, name)
     if not all((run.path/f'{name}.safetensors').exists() for name in names):
         run.say(f"training {len(names)} teacher{'s'*(len(names) > 1)} with {cfg.teacher.control_noise:.0%} "
                 "of the labels shuffled, for a control")
-    def prepare(name):
-        return prepare_teacher(noisy, run, name, derive_seed(cfg.seed, name), None, shuffled, device)
-    nets = fit_all(run, {name: partial(prepare, name) for name in names}, device, cfg.trainer.parallel_models)
+    prepare = {name: partial(_prepare_noisy, cfg, name) for name in names}
+    nets = fit_all(run, prepare, inputs, device, cfg.trainer.parallel_models)
     return [nets[name] for name in names]
 
 def _random_teachers(cfg, run, inputs, device, names, teacher):

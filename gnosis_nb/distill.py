@@ -23,6 +23,7 @@ from .adapt import as_model, ask
 from .cka import has_stages, stage_cka, stage_features
 from .compute import Frozen
 from .data.loaders import BatchLoader
+from .devices import team
 from .engine import divergence
 from .program import SoFar
 from .losses import ForwardCrossEntropy, StudentLoss
@@ -400,10 +401,30 @@ def load_state_dict(self:FidelityTable, state): # from `state_dict`
     columns = {k: v.to(device).split(sizes) for k, v in epoch['waiting'].items()}
     none = [None]*len(sizes)
     self.pending = [*zip(*(columns.get(k, none) for k in ('pred', 'y', 'teacher_logits')))]
+    if team().rank: self._forget_rows()
+
+@patch
+def _forget_rows(self:FidelityTable):
+    "Count nothing of the batches so far: the first process does."
+    for o in (self.meter, self.teacher_meter): o.reset()
+    self.sizes, self.pending = [0]*len(self.sizes), []
+
+@patch
+def _add_up(self:FidelityTable):
+    "Put the sums over all processes in the place of this one's."
+    parallel = getattr(self.learn, 'data_parallel', None)
+    if parallel is None or not parallel.is_shared(self.dl): return
+    for o in (self.meter, self.teacher_meter):
+        if o.sums is not None: team().total(o.sums)
+    losses = torch.cat(self.losses)
+    sizes = torch.tensor(self.sizes, dtype=torch.float64, device=losses.device)
+    sums, sizes = team().total(torch.stack([losses.double().where(sizes > 0, 0.)*sizes, sizes]))
+    self.losses, self.sizes = [sums/sizes], sizes.tolist()
 
 @patch
 def _summary(self:FidelityTable, prefix):
     self._measure()
+    self._add_up()
     values, teacher_values = self.meter.compute(), self.teacher_meter.compute()
     losses = torch.cat(self.losses).cpu().double()
     sizes = torch.tensor(self.sizes, dtype=torch.float64)
@@ -415,6 +436,7 @@ def _summary(self:FidelityTable, prefix):
 
 @patch
 def _cka(self:FidelityTable):
+    if team().rank: return []  # the first process writes the table
     known, repeats = self.teacher_features.get(self.dl), getattr(self.dl, 'made_of', None) is not None
     if known is None and repeats and not self.dl.shuffle and has_stages(self.learn.teacher):
         known = self.teacher_features[self.dl] = stage_features(self.learn.teacher, self.dl)
@@ -424,6 +446,7 @@ def _cka(self:FidelityTable):
 @patch
 def _look(self:FidelityTable, loss):
     "Look at the loss within a long epoch."
+    if team().rank: return  # what goes wrong in one process is everywhere after the next step
     if time.monotonic() - self.looked < self.patience: return
     self.looked = time.monotonic()
     if not math.isfinite(loss): self._check('train')
@@ -527,7 +550,7 @@ class PrintProgress(Callback):
 
     def _count(self, rows, batches):
         if self.first is None: self.first = self.epoch + (self.iter + 1 - batches) / self.n_iter
-        self.seen += rows
+        self.seen += rows*team().size
         if self.line.in_place and self._due(): self._write(self.epoch + (self.iter + 1) / self.n_iter)
 
     def after_epoch(self):

@@ -95,7 +95,7 @@ class StepEngine(Callback):
         pick_compile(compile, cpu, 0)
         self.precision, self.channels_last = precision, channels_last
         self.compile, self.record = compile, record
-        self.undo, self.step = [], None
+        self.undo, self.step, self.parallel = [], None, None
 
     def _choose(self, name):
         "The setting `name`; where it is 'auto', that of the network's `step_options`, if there is one."
@@ -116,6 +116,12 @@ class StepEngine(Callback):
         self._prepare(device, precision, compile)
         record = self.record or (CudaGraph if device.type == 'cuda' else None)
         self.own = training and self._makes_own_step()
+        parallel = getattr(self.learn, 'data_parallel', None)
+        self.parallel = parallel if parallel is not None and parallel.share else None
+        if self.parallel:
+            if training and not self.own:
+                raise ValueError("cbs: with several processes expected none that listens within a step")
+            record = None  # a recording with sums over processes has not been tried
         self.recorded = self.own and record is not None and self._make_recordable(device)
         if self.recorded: self.step = self.recording(self._step)
 
@@ -242,12 +248,13 @@ def _step(self:StepEngine, *tensors):
     opt.zero_grad()
     pred = model(*tensors[:n_x])
     loss = learn.loss_func(pred, *tensors[n_x:])
-    loss.backward()
+    if self.parallel: self.parallel.backward(loss, len(tensors[n_x]))
+    else: loss.backward()
     if self.recorded: self._lay_out_gradients()
     norm = grad_norm(model)
     opt.step()
     opt.zero_grad()
-    return to_detach(pred, cpu=False), loss.detach(), norm
+    return to_detach(pred, cpu=False, gather=False), loss.detach(), norm
 
 # %% ../nbs/32_engine.ipynb #f03329ce
 def _laid_out_like(x, p):

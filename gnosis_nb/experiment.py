@@ -7,6 +7,7 @@ __all__ = ['CLASSIFICATION', 'first_weights', 'build_loss', 'build_features', 'p
            'Stages', 'conduct', 'image_classification', 'text_classification']
 
 # %% ../nbs/57_experiment.ipynb #efec2f71
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,11 +21,14 @@ from .ahead import ask_ahead
 from .averages import WeightAverage
 from .checkpoint import load_checkpoint
 from .cka import stage_cka
+from .data_parallel import smallest_batch
+from .devices import helpers, launched, team
 from .distill import FidelityTable
 from .features import FeatureDistillation
 from .compute import peak_memory
 from .controls import Source, student_sources
-from .fitting import build_network, check_optimizers, fit, fit_all, kept_spec, learner_options
+from gnosis_nb.fitting import (build_network, check_optimizers, fit, fit_all, kept_spec, learner_options,
+    prepare_helper)
 from .generators import build_generator
 from .initialize import initialize_student, interpolate
 from .inputs import Inputs, distillation_rows, image_augmentation, load_inputs, student_batches
@@ -123,12 +127,20 @@ def prepare_student(
                                 cbs=cbs, cache=cfg.trainer.cache_gb, outputs=outputs,
                                 **options)
     def train():
-        fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes)
+        fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes,
+            sync_batchnorm=cfg.trainer.sync_batchnorm)
         run.save(name, net, training=asdict(how), seed=cfg.seed, epochs=how.num_epochs,
                  spec=kept_spec(net, cfg, 'classifier', inputs))
     return learn, train
 
 # %% ../nbs/57_experiment.ipynb #3932e9e5
+def _check_shares(key, loader, cfg):
+    n = cfg.trainer.devices or 1
+    least = smallest_batch(loader) if n > 1 else 1
+    if least >= n: return
+    raise ConfigError(f"{key}.batch_size={loader.bs} with trainer.devices={n}: the smallest batch of an "
+                      f"epoch has {least} rows, expected one for each device; drop_last=true leaves it out")
+
 def check_buildable(
     cfg:Classification, # settings
     inputs:Inputs, # their data
@@ -139,10 +151,11 @@ def check_buildable(
     for weights in cfg.teacher.published[1:]: build_network(cfg, 'teacher', inputs, 0, weights)
     if cfg.teacher.ckpt_init.type:
         with blame('teacher.ckpt_init'): interpolate(student, teacher.state_dict(), 1.)
-    inputs.teacher_batches(teacher_recipe(cfg).batch_size, 'cpu', 0)
+    batches = inputs.teacher_batches(teacher_recipe(cfg).batch_size, 'cpu', 0).train
+    _check_shares('teacher.trainer' if cfg.trainer.distill_teacher else 'dataloader', batches, cfg)
     if not cfg.trainer.distill_teacher: return
     generator, _ = build_generator(cfg, inputs.sets, 'cpu', say=lambda s: None)
-    student_batches(inputs, 'cpu', 0, generator)
+    _check_shares('dataloader', student_batches(inputs, 'cpu', 0, generator), cfg)
     features = build_features(cfg, 'student')
     with blame('features'):
         if features: features.prepare(student, teacher, (inputs.evaluation('cpu').one_batch()[0][:2],))
@@ -204,6 +217,27 @@ def _record_provenance(run, device):
     run.write_text('packages.txt', installed_packages())
     run.set_state('running', device=str(device), provenance=now, provenance_before=earlier)
 
+def _with_devices(cfg, device):
+    "Settings with the number of processes. Raises `ConfigError` if there cannot be as many."
+    there = max(launched()[1], team().size)
+    if not hasattr(cfg.trainer, 'devices'):                                  # a GAN's
+        if there == 1: return cfg
+        raise ConfigError(f"WORLD_SIZE={there}: expected 1, as generators are trained in one process")
+    wanted = cfg.trainer.devices
+    if there > 1 and wanted not in (None, there):
+        raise ConfigError(f"trainer.devices={wanted}: expected null or {there}, the processes that there are")
+    if there > 1 and team().size != there:
+        raise ConfigError(f"trainer.devices={there}: expected the commands of gnosis_nb, or "
+                          "gnosis_nb.devices.follow in all launched processes but the first")
+    n = wanted or there
+    if n == 1: return cfg
+    if device.type not in ('cpu', 'cuda') or re.fullmatch(r'cuda:\d+', cfg.device):
+        raise ConfigError(f"trainer.devices={n} with device={cfg.device}: expected cpu, cuda or auto")
+    gpus = torch.cuda.device_count() if device.type == 'cuda' else n
+    if gpus < n and there == 1:
+        raise ConfigError(f"trainer.devices={n}: expected at most {gpus}, the GPUs of this machine")
+    return replace(cfg, trainer=replace(cfg.trainer, devices=n))
+
 def conduct(
     cfg:Settings, # of any command
     stages:Stages, # what to do
@@ -212,7 +246,7 @@ def conduct(
     "Do the run of these settings, go on with it, or say that it is done. A failed run is recorded as failed."
     try: device = pick_device(cfg.device)
     except ValueError as e: raise ConfigError(str(e)) from e                 # it names `device` itself
-    cfg = replace(cfg, device=str(device))
+    cfg = replace(_with_devices(cfg, device), device=str(device))
     _check_trackers(cfg.logger)
     stages.check(cfg)
     set_seed(cfg.seed)
@@ -225,7 +259,9 @@ def conduct(
         start = stages.begin(cfg, inputs, run)
         with run:
             _record_provenance(run, device)
-            stages.work(cfg, inputs, run, start, device)
+            with helpers(getattr(cfg.trainer, 'devices', None) or 1, device) as mine:
+                mine.tell(partial(prepare_helper, stages.load, cfg, inputs.checksums))
+                stages.work(cfg, inputs, run, start, device)
             run.set_state('running', peak_memory_gb=round(peak_memory(device), 3))
             run.say(f"tables and weights: {run.path}; memory: {run.state['peak_memory_gb']:.1f} GB at most")
     return run
@@ -277,9 +313,9 @@ def _work(cfg, inputs, run, ready, device):
     generator, origin = build_generator(cfg, inputs.sets, device, run.say, run.state.get('generator'))
     run.set_state('running', generator=origin)
     sources = student_sources(cfg, run, inputs, device, teachers)
-    prepare = {name: partial(prepare_student, cfg, run, name, source, inputs, device, generator)
+    prepare = {name: partial(prepare_student, cfg, name=name, source=source, generator=generator)
                for name, source in sources.items()}
-    students = fit_all(run, prepare, device, cfg.trainer.parallel_models)
+    students = fit_all(run, prepare, inputs, device, cfg.trainer.parallel_models)
     controls = {name: students[name] for name in sources if name.startswith('control_')}
     own, independent = (students.get(name) for name in ('student', 'independent_student'))
     _report(cfg, inputs, run, device, teachers[0], own, independent, controls)

@@ -20,6 +20,7 @@ from fastai.learner import CastToTensor, Learner
 from fastcore.basics import patch
 
 from .compute import describe_error
+from .devices import team
 from .engine import StepEngine, listens, warn_once
 from .together import let_others
 
@@ -162,9 +163,9 @@ def _make_batch(self:EpochProgram):
     sizes, recall = self.now.kind
     plan, loader, engine = self.plans[sizes], self.dls.train, self.engine
     numbers = plan.read()
-    x, y, *temp = loader.make(numbers)
+    x, y, *temp = loader.own_batch(loader.make(numbers))
     answers = getattr(self.loss_func, 'answers', None)
-    rows = loader.row_numbers(numbers) if loader.repeats else None
+    rows = loader.own_rows(loader.row_numbers(numbers)) if loader.repeats else None
     extra = answers(x, rows, recall, *temp) if answers else ()
     with engine.tensor_rates() if engine.recorded else nullcontext():
         pred, loss, norm = engine.make_step(engine.laid_out((x,)), (y,), extra)
@@ -248,7 +249,8 @@ def _planned(self:EpochProgram, idxs):
     "Of each batch the sizes of its parts, and its rows where they repeat; its numbers are sent before."
     loader, plans, piece, room = self.dls.train, self.plans, [], self.most_bytes
     draw, one = loader.draw, len(idxs) and isinstance(idxs[0], torch.Tensor)
-    rows_of = loader.row_numbers if loader.repeats else lambda tree: None
+    def rows_of(tree):
+        return loader.own_rows(loader.row_numbers(tree)) if loader.repeats else None
     for idx in idxs:
         tree = draw(idx)
         sizes = (idx.shape[0],) if one else tuple([o.shape[0] for o in idx])
@@ -333,6 +335,7 @@ def load_state_dict(self:EpochProgram, state): # from `state_dict`
 def _go_on(self:EpochProgram, given):
     "Put back what was kept of the `given` batches; returns whether there are any."
     stopped, self.stopped, now = self.stopped, None, self.now
+    if stopped and team().rank: stopped = dict(stopped, sizes=[0]*given, rows={})  # the first has them
     if len(stopped['sizes'] if stopped else []) != given:
         raise ValueError("state: expected one of an epoch that was made as one program")
     if not given: return False

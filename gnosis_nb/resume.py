@@ -142,15 +142,16 @@ class KeepState(Callback):
     run_valid = False
     def __init__(
         self,
-        keep:Callable, # called with tensors and facts
+        keep:Callable|None, # called with tensors and facts; None: nothing is kept
         every:int=1, # epochs from one call to the next
         seconds:float=0., # from one call to the next, also within an epoch; 0: after epochs only
         state:tuple|None=None, # tensors and facts to start from, as `keep` got them
+        within:bool=True, # also within epochs
     ):
         if every < 1: raise ValueError(f"every={every}: expected a number of epochs >= 1")
         if seconds < 0: raise ValueError(f"seconds={seconds}: expected a time >= 0")
         self.keep, self.every, self.seconds = keep, every, seconds
-        self.state, self.latest = state, None
+        self.state, self.latest, self.within = state, None, within
 
     @property
     def start_epoch(self): return self.state[1]['epoch'] if self.state else 0
@@ -177,11 +178,11 @@ class KeepState(Callback):
 
     def _wait(self):
         self.kept = time.monotonic()
-        self.next = self.kept + self.seconds if self.seconds else math.inf
+        self.next = self.kept + self.seconds if self.seconds and self.within else math.inf
 
     def after_epoch(self):
         done = self.epoch + 1
-        if done <= self.start_epoch: return
+        if done <= self.start_epoch or self.keep is None: return
         self.latest = training_state(self.learn)
         due = done % self.every == 0 and time.monotonic() - self.kept >= self.seconds
         if due or done == self.n_epoch: self.last_words()

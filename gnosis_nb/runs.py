@@ -79,6 +79,8 @@ _FORMER_VALUES = {
     'trainer.teacher_cache_views': None,
     'trainer.teacher_cache_seed': 0,
     'trainer.teacher_cache_keep': 'exact',
+    'trainer.devices': 1,
+    'trainer.sync_batchnorm': True,
 }
 
 def _counts(name, value):
@@ -99,7 +101,10 @@ def run_identity(
     config:dict, # nested settings
 )->str: # 16 hexadecimal digits
     "A hash of the settings that determine a run's result."
-    own = {k: _canonical(v) for k, v in flatten(config).items() if _counts(k, v)}
+    flat = flatten(config)
+    own = {k: _canonical(v) for k, v in flat.items() if _counts(k, v)}
+    alike = flat.get('trainer.sync_batchnorm', True)                         # then it changes no result
+    if alike or own.get('trainer.devices') is None: own.pop('trainer.devices', None)
     for who in ('teacher', 'density_model'):                                 # two names of one setting
         path, folder = own.pop(f'{who}.ckpt_path', None), own.pop(f'{who}.ckpt_dir', None)
         own[f'{who}.ckpt'] = path or folder

@@ -13,9 +13,10 @@ __all__ = ['TransformName', 'NO_TRANSFORMS', 'ControlName', 'FolderName', 'Subsa
            'DecoupledLoss', 'DISTLoss', 'StandardizedLoss', 'Features', 'FeatureSettings', 'SNGANWidth', 'DensityModel',
            'SNGANSettings', 'DCGANSettings', 'StudentStart', 'TeacherTrainer', 'Teacher', 'Optimizer', 'Schedule',
            'TextTrainer', 'ImageTrainer', 'Loader', 'ImageLoading', 'TextLoading', 'ExtraSet', 'TextDistillation',
-           'ImageDistillation', 'Logger', 'Settings', 'Recipe', 'student_recipe', 'teacher_recipe', 'Classification',
-           'TextClassification', 'ImageClassification', 'network_options', 'GANOptimizer', 'LinearDecay', 'GANTrainer',
-           'GANLoading', 'JudgeSettings', 'ImageGeneration', 'ConfigError', 'as_dict', 'blame']
+           'ImageDistillation', 'Logger', 'Settings', 'Recipe', 'student_recipe', 'teacher_recipe', 'check_devices',
+           'Classification', 'TextClassification', 'ImageClassification', 'network_options', 'GANOptimizer',
+           'LinearDecay', 'GANTrainer', 'GANLoading', 'JudgeSettings', 'ImageGeneration', 'ConfigError', 'as_dict',
+           'blame']
 
 # %% ../nbs/51_settings.ipynb #a821b126
 import math
@@ -485,6 +486,8 @@ class TextTrainer(Group):
     precision:Literal['auto', 'fp32', 'bf16']
     compile:Switch
     parallel_models:Literal['auto'] | Count
+    devices:Count | None
+    sync_batchnorm:bool
     teacher_cache:Literal['disk'] | NotNegative
     teacher_cache_views:Count | None
     teacher_cache_seed:Seed
@@ -494,6 +497,10 @@ class TextTrainer(Group):
     average_start:Decay
     optimizer:Optimizer
     lr_scheduler:Schedule
+
+    @property
+    def batchnorm_of(self): # processes, each of which has BatchNorm statistics of its own
+        return 1 if self.sync_batchnorm else self.devices or 1
 
     @property
     def on_disk(self): return self.teacher_cache == 'disk'
@@ -709,6 +716,40 @@ def _check_repeats(cfg):
     if views and not names:
         raise ConfigError(f"{key}: expected trainer.teacher_cache_views=null, as there is no augmentation")
 
+# %% ../nbs/51_settings.ipynb #804811d5
+def _unlabelled(cfg):
+    "The setting by which a student is shown examples without a label; None without one."
+    load = cfg.distill_loader
+    for name in ('mixup_alpha', 'noise', 'synth_ratio', 'extra'):
+        if value := getattr(load, name, None): return f'distill_loader.{name}={value}'
+    return 'dataset=cifar100_svhn' if cfg.dataset.name == 'cifar100_svhn' else None
+
+def _whole_batch(cfg):
+    "Pairs of a setting that several processes cannot have, and what is expected."
+    t, teacher, options = cfg.trainer, cfg.teacher, cfg.loss.options()
+    if t.on_disk: yield 'trainer.teacher_cache=disk', 'a number of GB'
+    if t.parallel_models not in ('auto', 1): yield f'trainer.parallel_models={t.parallel_models}', 'auto or 1'
+    if t.average and not t.sync_batchnorm:
+        yield f'trainer.average={t.average}, trainer.sync_batchnorm=False', 'one of them'
+    if 'dist' in (cfg.loss.name, options.get('loss')): yield 'loss=dist', 'a mean over examples'
+    if options.get('mode') == 'sample' or options.get('corruption_ratio'):
+        yield f'loss={cfg.loss.name}', 'a loss that draws no labels'
+    if teacher.draw_member: yield 'teacher.draw_member=True', 'False'
+    if some := [o for o in teacher.controls if o in ('permuted', 'permuted_in_class')]:
+        yield f'teacher.control={some}', 'none that permutes answers among examples'
+    if getattr(cfg, 'features', None) and cfg.features.name in ('similarity', 'rkd'):
+        yield f'features={cfg.features.name}', 'one that compares no pairs of examples'
+    if (cfg.loss.alpha > 0 or 'labels' in teacher.controls) and (key := _unlabelled(cfg)):
+        what = f'loss.alpha={cfg.loss.alpha}' if cfg.loss.alpha > 0 else "teacher.control=['labels']"
+        yield f'{what}, {key}', 'labels for all examples, or none'
+
+def check_devices(
+    cfg:Settings, # of a classification
+):
+    "Raise a `ConfigError` for what several processes cannot do together."
+    for what, expected in _whole_batch(cfg):
+        raise ConfigError(f'trainer.devices={cfg.trainer.devices} with {what}: expected {expected}')
+
 # %% ../nbs/51_settings.ipynb #cb3b914f
 @dataclass(frozen=True)
 class Classification(Settings):
@@ -729,6 +770,7 @@ class Classification(Settings):
         _check_outputs(self)
         self._check_trajectory()
         self._check_controls()
+        if self.trainer.devices not in (None, 1): check_devices(self)
 
     def _check_teacher(self):
         t = self.teacher

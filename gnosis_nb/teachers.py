@@ -63,11 +63,11 @@ def teacher_facts(
     return facts
 
 # %% ../nbs/54_teachers.ipynb #6b14ff75
-_FORMER_RECIPE = dict(label_smoothing=0.)                                    # of recipes that do not say it
+_FORMER_RECIPE = dict(label_smoothing=0., batchnorm_of=1)                    # of recipes that do not say it
 
 def _training_facts(cfg):
     "How teachers are trained, as JSON values."
-    facts = asdict(teacher_recipe(cfg))
+    facts = dict(asdict(teacher_recipe(cfg)), batchnorm_of=cfg.trainer.batchnorm_of)
     facts = {k: v for k, v in facts.items() if _FORMER_RECIPE.get(k) != v}   # as teachers from before
     if not hasattr(cfg, 'augmentation'): return facts
     chosen, options = cfg.augmentation.transforms_list, cfg.augmentation.options()
@@ -382,7 +382,8 @@ def prepare_teacher(
                             **learner_options(how, cfg.trainer))
     order = {'created': created} if created else {}
     def train():
-        fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes)
+        fit(run, name, learn, how.num_epochs, table, seed, inputs.unit, cfg.trainer.state_minutes,
+            sync_batchnorm=cfg.trainer.sync_batchnorm)
         run.save(name, net, facts=facts, spec=spec,
                  training=_training_facts(cfg), seed=seed, epochs=how.num_epochs,
                  test_acc=table.rows[-1].get('test_acc'), **order)
@@ -395,10 +396,10 @@ def _announce(cfg, run, num):
 
 def _fit_teachers(cfg, run, new, inputs, device):
     "Train teachers; `new` has a seed and a time for each name. Returns pairs of path and facts."
-    prepare = {name: partial(prepare_teacher, cfg, run, name, *seed_and_time, inputs, device)
-               for name, seed_and_time in new.items()}
+    prepare = {name: partial(prepare_teacher, cfg, name=name, seed=seed, created=created)
+               for name, (seed, created) in new.items()}
     for name in new: forget_incomplete(cfg, run, name)
-    fit_all(run, prepare, device, cfg.trainer.parallel_models)
+    fit_all(run, prepare, inputs, device, cfg.trainer.parallel_models)
     paths = [run.path/f'{name}.safetensors' for name in new]
     return [(path, checkpoint_info(path)) for path in paths]
 

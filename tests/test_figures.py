@@ -97,6 +97,7 @@ TEACHERS = dict(num_epochs=200, batch_size=256, optimizer='SGD', lr=.1, weight_d
     ('table2_imagenet', 'classifier', dict(name='resnet', depth=50)),
     ('table2_imagenet', 'dataset.name', 'imagenet'),
     ('table2_imagenet', 'dataloader.batch_size', 1024),
+    ('table2_imagenet', 'trainer.devices', 8),
     ('table2_imagenet', 'trainer.lr_scheduler.warmup_epochs', 5),
     ('table2_imagenet', 'trainer.optimizer',
      dict(name='SGD', lr=.1, weight_decay=0., momentum=.9, nesterov=False)),
@@ -219,7 +220,7 @@ def test_imagenet(tmp_path):
     "The paper's settings on photographs that are read from disk; a smaller network and fewer epochs."
     less = [
         f"dataset.root_dir={photographs(tmp_path/'imagenet')}", 'device=cpu',
-        'teacher.num_components=1', 'trial_id=0',
+        'teacher.num_components=1', 'trial_id=0', 'trainer.devices=null',
         'classifier.depth=18', 'dataset.size=32', 'dataset.resize=40', 'dataset.memory_limit=0',
         'dataloader.batch_size=8', 'dataloader.num_workers=0', 'trainer.optimizer.lr=0.01',
         'trainer.num_epochs=6',

@@ -195,8 +195,22 @@ class DistillLoader(PlannedLoader):
         for *pairs, idx in zip(*streams, idxs[skip:]):
             xs, ys = zip(*pairs)
             x = self.parts[0].join(xs) if len(xs) > 1 else xs[0]
-            if self.repeats: self.made_of = self._in_all(idx)
-            yield self.finish(x, torch.cat(ys), [len(i) for i in idx])
+            if self.reads_own: self.whole = sum(map(len, idx))
+            if self.repeats: self.made_of = self._in_all(part.own_rows(i) for part, i in zip(self.parts, idx))
+            yield self.finish(x, torch.cat(ys), [len(y) for y in ys])
+
+    def take_share(self,
+        share:tuple|None, # number of this process, number of processes; None: the whole batches
+    ):
+        "From now on give this process's rows. Those of files are read alone, unless a batch is mixed."
+        self.share = share
+        for o in self.parts: o.take_share(share)
+        mixes = self.mixup_alpha or self.noise or self.synth_ratio
+        self.reads_own = not mixes and all(o.reads_own for o in self.parts)
+        if not self.reads_own:
+            for o in self.parts: o.take_share(None)
+
+    def take(self, x, rows): return self.parts[0].take(x, rows)
 
     @property
     def n_inputs(self): return sum(o.n_inputs for o in self.parts)  # that there are, where they repeat

@@ -8,6 +8,7 @@ __all__ = ['PlannedLoader', 'BatchLoader', 'ImageLoader', 'send', 'show_images',
 # %% ../../nbs/26_data.loaders.ipynb #4e410b1b
 import gc, inspect, os, weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
@@ -30,6 +31,10 @@ class PlannedLoader(DataLoader):
     ahead = False   # have the numbers of all its batches been drawn?
     late = ()       # names in a place of what is drawn when a batch is made, and not before
     stopped = None  # state of an epoch to go on with
+    made_of = None  # the rows of the last batch, where they repeat
+    share = None    # (number, processes): which rows of each batch this process has; None: all of them
+    whole = 0       # rows of the last batch, those of other processes included
+    reads_own = False # are its own rows all that a process reads?
 
     def begin(self):
         "Begin an epoch, or go on after `given` batches of one whose state was loaded. Returns its plan."
@@ -54,6 +59,8 @@ class PlannedLoader(DataLoader):
         try:
             for batch in batches:
                 self.given += 1
+                if not self.reads_own:
+                    self.made_of, batch = self.own_rows(self.made_of), self.own_batch(batch)
                 yield batch
         finally: self.end()
 
@@ -85,6 +92,38 @@ class PlannedLoader(DataLoader):
         "Go on from there."
         self.stopped = state if 'begun' in state else None
         self.go_to(state)
+
+# %% ../../nbs/26_data.loaders.ipynb #d1494135
+@patch
+def take_share(self:PlannedLoader,
+    share:tuple|None, # number of this process, number of processes; None: the whole batches
+):
+    "From now on give this process's rows of each batch."
+    self.share = share
+
+@patch
+def take(self:PlannedLoader,
+    x, # inputs of a batch
+    rows:slice, # which of them
+):
+    "Some rows of a batch's inputs."
+    return x[rows]
+
+@patch
+def own_batch(self:PlannedLoader,
+    batch, # inputs, targets, and what else has a row for each example
+):
+    "This process's rows of a whole batch."
+    if self.share is None: return batch
+    self.whole, (x, *rest), rows = len(batch[1]), batch, slice(self.share[0], None, self.share[1])
+    return self.take(x, rows), *(o[rows] for o in rest)
+
+@patch
+def own_rows(self:PlannedLoader,
+    rows, # row numbers of a whole batch, or None
+):
+    "The numbers of this process's rows."
+    return rows if rows is None or self.share is None else rows[self.share[0]::self.share[1]]
 
 # %% ../../nbs/26_data.loaders.ipynb #cee9a6d3
 class BatchLoader(PlannedLoader):
@@ -146,6 +185,7 @@ class BatchLoader(PlannedLoader):
         batches = super().__iter__()
         if not self.label: return batches
         total = len(self)*self.bs if self.drop_last else self.n
+        if self.share: total = -(-total // self.share[1])
         return with_progress(batches, total, self.label, lambda b: len(b[-1]), self.line)
 
     def plan(self):
@@ -242,6 +282,14 @@ class ImageLoader(BatchLoader):
         super().go_to(place)
         self.stream_seed = place.get('stream_seed', 0)
 
+    def take_share(self,
+        share:tuple|None, # number of this process, number of processes; None: the whole batches
+    ):
+        "From now on give this process's rows of each batch; of files they are all that it reads."
+        self.share = share
+        known = all(isinstance(o, Transform) for o in self.rest)
+        self.reads_own = share is not None and known and isinstance(self.dataset, ImageFiles)
+
     def rows(self, idx): # row numbers [batch]
         "The finished batch of these rows."
         idx = torch.as_tensor(idx)
@@ -326,12 +374,12 @@ class _Reader(torch.utils.data.Dataset):
 
 class _Rows:
     "The plan of an epoch for torch's DataLoader: lists of (row, seed)."
-    def __init__(self): self.idxs, self.seed = [], 0
+    def __init__(self): self.idxs, self.seed, self.own_rows = [], 0, None
     def __len__(self): return len(self.idxs)
     def __iter__(self):
         seed = self.seed
         for idx in self.idxs:
-            yield list(zip(idx.tolist(), range(seed, seed + len(idx))))
+            yield self.own_rows(list(zip(idx.tolist(), range(seed, seed + len(idx)))))
             seed += len(idx)
 
 def _leave_to_parent(worker):
@@ -362,6 +410,7 @@ def _read(self:ImageLoader, idxs, workers, skip):
         weakref.finalize(self, _end_workers, self._stream).atexit = False
     stream = self._stream if workers else self._torch_loader(0)
     stream.batch_sampler.idxs, stream.batch_sampler.seed = idxs[skip:], seed
+    stream.batch_sampler.own_rows = partial(_every, self.share) if self.reads_own else list
     return iter(stream)
 
 @patch
@@ -370,10 +419,31 @@ def _stream_batches(self:ImageLoader, idxs, workers, skip):
     stream = self._read(idxs, self.workers if workers is None else workers, skip)
     for x, idx in zip(stream, idxs[skip:]):
         x = x.to(self.device, non_blocking=True)
-        if self.window.ops: x = self.window(x, self.generator)
-        batch = self._finish(x), self.targets[idx.to(self.device, non_blocking=True)]
+        if self.reads_own: x, idx = self._augment_own(x, idx), self.own_rows(idx)
+        else: x = self._augment_whole(x)
+        batch = self._normalised(x), self.targets[idx.to(self.device, non_blocking=True)]
         self.made_of = idx if self.repeats else None
         yield batch
+
+@patch
+def _augment_whole(self:ImageLoader, x):
+    if self.window.ops: x = self.window(x, self.generator)
+    for step in self.rest: x = step(x, self.generator)
+    return x
+
+@patch
+def _augment_own(self:ImageLoader, x, idx):
+    "Numbers are drawn for all rows of the batch, so that each image gets its own."
+    steps, self.whole = [*([self.window] if self.window.ops else []), *self.rest], len(idx)
+    numbers = draw_steps(steps, len(idx), x.shape[1:], self.generator)
+    return apply_steps(steps, x, send(_rows_of(numbers, self.share), self.device))
+
+def _every(share, rows): return rows[share[0]::share[1]]
+
+def _rows_of(tree, share):
+    "The rows of one process in a tree of tensors."
+    if isinstance(tree, torch.Tensor): return _every(share, tree)
+    return type(tree)(_rows_of(o, share) for o in tree)
 
 # %% ../../nbs/26_data.loaders.ipynb #d16a2877
 def show_images(

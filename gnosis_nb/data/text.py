@@ -169,6 +169,8 @@ class TextLoader(BatchLoader):
         words = ids[starts + torch.minimum(t, lengths - 1)].long().where(t < lengths, 0)
         return torch.cat([lengths[None], words]), self.targets[idx]
 
+    def take(self, x, rows): return x[:, rows]
+
     @staticmethod
     def join(xs): # [1 + time, batch] each
         "The texts of several batches, side by side."

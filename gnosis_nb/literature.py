@@ -85,6 +85,7 @@ _COLOURS = {'more faithful': PALETTE[2], 'less faithful': PALETTE[1]}
 
 def draw_standings(
     table:pd.DataFrame, # of `standings`
+    before:pd.Series|None=None, # other gains of the same entries, drawn as rings
 ): # matplotlib figure
     "Gains in agreement over the baseline, best above, with intervals over trials."
     t = table[table.entry != BASELINE].sort_values('gain')
@@ -93,6 +94,9 @@ def draw_standings(
         for y, o in enumerate(t.itertuples()):
             color = _COLOURS.get(o.verdict, '.5')
             ax.plot([o.low, o.high], [y, y], color=color, lw=1.2)
+            if before is not None and o.entry in before:
+                ax.plot([before[o.entry], o.gain], [y, y], color='.75', lw=1, zorder=0)
+                ax.plot(before[o.entry], y, 'o', color=color, mfc='none', ms=4)
             ax.plot(o.gain, y, 'o', color=color, ms=4)
         ax.set_yticks(range(len(t)), [o.what or o.entry for o in t.itertuples()])
         ax.axvline(0, color='.25', lw=.8, ls='--')

@@ -70,14 +70,17 @@ STATEMENTS = [
 def check_statements(
     rows:pd.DataFrame, # of `leaderboard_rows`
     statements=STATEMENTS, # which
-)->pd.DataFrame: # columns source, statement, effect, low, high, unit, trials, verdict
+    tuned:pd.DataFrame|None=None, # rows at learning rates of their own; they count where they have all that is compared
+)->pd.DataFrame: # columns source, statement, effect, low, high, unit, trials, rate (own or shared), verdict
     "What a leaderboard says of statements."
     out = []
     for o in statements:
-        values = o.effect(rows)
+        compared = {o.entry, o.over if isinstance(o.over, str) else o.entry}
+        own = tuned is not None and compared <= {*tuned.entry}
+        values = o.effect(tuned if own else rows)
         effect, low, high = interval(values)
         out.append(dict(source=o.source, statement=o.text, effect=effect, low=low, high=high, unit=o.unit,
-                        trials=len(values), verdict=verdict(values, 'small')))
+                        trials=len(values), rate='own' if own else 'shared', verdict=verdict(values, 'small')))
     return pd.DataFrame(out)
 
 # %% ../nbs/68_literature.ipynb #b51a8805

@@ -70,7 +70,7 @@ STATEMENTS = [
 def check_statements(
     rows:pd.DataFrame, # of `leaderboard_rows`
     statements=STATEMENTS, # which
-    tuned:pd.DataFrame|None=None, # rows at learning rates of their own; they count where they have all that is compared
+    tuned:pd.DataFrame|None=None, # at rates of their own; they count where both entries are there
 )->pd.DataFrame: # columns source, statement, effect, low, high, unit, trials, rate (own or shared), verdict
     "What a leaderboard says of statements."
     out = []
@@ -80,7 +80,8 @@ def check_statements(
         values = o.effect(tuned if own else rows)
         effect, low, high = interval(values)
         out.append(dict(source=o.source, statement=o.text, effect=effect, low=low, high=high, unit=o.unit,
-                        trials=len(values), rate='own' if own else 'shared', verdict=verdict(values, 'small')))
+                        trials=len(values), rate='own' if own else 'shared',
+                        verdict=verdict(values, 'small')))
     return pd.DataFrame(out)
 
 # %% ../nbs/68_literature.ipynb #b51a8805

@@ -303,7 +303,6 @@ class ImageLoader(BatchLoader):
         if self._padded is None: self._padded = self.window.pad(self.dataset.images.to(self.device))
         return self._padded
 
-# %% ../../nbs/26_data.loaders.ipynb #377f0c0c
 @patch
 def _finish(self:ImageLoader, x):
     "Augment what is left to augment, then normalise."
@@ -466,7 +465,6 @@ def show_images(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/26_data.loaders.ipynb #6c4612fc
 @patch
 def _per_pixel(self:ImageLoader, x):
     c, h, w = x.shape[1:]

@@ -436,4 +436,8 @@ def test_a_narrow_page_is_usable(page):
             wait(page, o, f'{DRAWN}.clientWidth <= o.clientWidth && {DRAWN}.clientWidth > 250')
             assert o.evaluate('o => o.scrollWidth <= o.clientWidth + 1'), call
             shot(o, f'{call}_narrow')
+        at_rest(page)
+        plane = panel(page, 'landscape_viewer')
+        of_colours, of_line = (plane.locator(o).bounding_box() for o in ('.cbtitle text', '.y2title'))
+        assert of_colours['x'] + of_colours['width'] <= of_line['x']
     finally: page.set_viewport_size(dict(width=1400, height=900))

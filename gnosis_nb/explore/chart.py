@@ -373,7 +373,7 @@ _TRACE = {Bars: _trace_bars, Line: _trace_line, Points: _trace_points, Surface: 
           Cells: _trace_cells, Pictures: _trace_pictures}
 
 # %% ../../nbs/70_explore.chart.ipynb #7b1e8387
-_INCH, _WIDE = 96, 800. # pixels of an inch and of a figure's width in a browser
+_INCH = 96 # pixels of an inch in a browser
 
 def _has(o, *kinds): return any(isinstance(m, kinds) for m in o.marks)
 
@@ -381,14 +381,14 @@ def _names(o): return [m.name for m in o.marks if getattr(m, 'name', '')]
 
 def _share(chart, o): return sum(chart.shares[o.at[1]:o.at[1] + o.at[3]])/sum(chart.shares) # of the width
 
-def _legend_lines(chart, o):
+def _legend_lines(chart, o, wide):
     "Lines of the legend: names are side by side where there is room; beside other axes else in a column."
     names = _names(o)
-    wide, room = sum(50 + 6*len(name) for name in names), _share(chart, o)*_WIDE - 70
-    if wide <= room: return min(1, len(names))
-    return len(names) if _share(chart, o) < 1 else -(-wide//int(room))
+    long, room = sum(50 + 6*len(name) for name in names), max(_share(chart, o)*wide - 70, 1)
+    if long <= room: return min(1, len(names))
+    return len(names) if _share(chart, o) < 1 else -(-long//int(room))
 
-def _margins(chart, o):
+def _margins(chart, o, wide):
     "Pixels at the left, at the right, at the top and at the bottom of axes."
     top = 24 if o.title else 8
     if _has(o, Pictures):
@@ -399,18 +399,23 @@ def _margins(chart, o):
         longest = max(len(n) for m in o.marks if isinstance(m, Cells) for n in (*m.rows, *m.columns))
         return 40 + 7*longest, 8, top, 45 + (7*longest if longest > 2 else 0)
     bottom = (22 if not o.upright else 12 + 6*ticks) + (24 if o.xlabel else 0)
-    return 62 if o.ylabel else 40, 75 if _has(o, Surface) else 14, top, bottom + 22*_legend_lines(chart, o)
+    bottom += 22*_legend_lines(chart, o, wide)
+    return 62 if o.ylabel else 40, 75 if _has(o, Surface) else 14, top, bottom
 
-def _domain(chart, o, height):
+def _domain(chart, o, wide, height):
     "The part of the figure that axes take, within their margins: x and y from 0 to 1, y upwards."
     row, column, rows, columns = o.at
     shares, heights = (np.cumsum([0, *v])/sum(v) for v in (chart.shares, chart.heights))
-    left, right, top, bottom = _margins(chart, o)
-    x = shares[column] + left/_WIDE, shares[column + columns] - right/_WIDE
+    left, right, top, bottom = _margins(chart, o, wide)
+    x = shares[column] + left/wide, shares[column + columns] - right/wide
     y = 1 - heights[row + rows] + bottom/height, 1 - heights[row] - top/height
-    return [float(v) for v in x], [float(max(v, 0)) for v in y]
+    return [float(x[0]), float(max(x))], [float(max(v, 0)) for v in y]
 
 # %% ../../nbs/70_explore.chart.ipynb #274a8797
+def _title_size(text, pixels, most=11.):
+    "Size of letters with which a text fits into so many pixels, from 7 on."
+    return float(np.clip(pixels/(.55*max(len(text), 1)), 7, most))
+
 def _many_ticks(o): return bool(o.xticks and o.ylim and not o.upright and len(o.xticks[0]) > 20)
 
 def _tick_trace(o):
@@ -436,10 +441,11 @@ def _limits(limits, log=False):
     if limits is None: return {}
     return dict(range=_floats(np.log10(limits) if log else limits))
 
-def _axis_pair(o, number, x, y):
+def _axis_pair(o, number, x, y, wide):
     "Both of Plotly's axes for ours."
     label = dict(font=dict(size=12), standoff=6)
-    xaxis = dict(domain=x, anchor=f'y{number}', title=dict(text=o.xlabel, **label),
+    below = label | dict(font=dict(size=_title_size(o.xlabel, (x[1] - x[0])*wide + 40, 12)))
+    xaxis = dict(domain=x, anchor=f'y{number}', title=dict(text=o.xlabel, **below),
                  tickangle=-90 if o.upright else 0, **_limits(o.xlim), **_tick_texts(o))
     yaxis = dict(domain=y, anchor=f'x{number}', title=dict(text=o.ylabel, **label), **_limits(o.ylim, o.log))
     if o.log:
@@ -471,10 +477,11 @@ def _axes_of_pictures(o, xaxis, yaxis, number):
                  tickvals=[i*_cell(o)[1] + .5 for i in range(len(o.rows))])
 
 # %% ../../nbs/70_explore.chart.ipynb #354c02dd
-def _remarks(o, x, y):
+def _remarks(o, x, y, wide):
     "Title and note of axes, and the texts beside points, as Plotly's annotations."
     place = dict(xref='paper', yref='paper', showarrow=False, font=dict(size=12))
-    if o.title: yield dict(place, text=o.title, x=sum(x)/2, y=y[1], xanchor='center', yanchor='bottom')
+    title = dict(place, text=o.title, x=sum(x)/2, y=y[1], xanchor='center', yanchor='bottom')
+    if o.title: yield title | dict(font=dict(size=_title_size(o.title, (x[1] - x[0])*wide + 28, 12)))
     if o.note: yield dict(place, text=o.note, x=sum(x)/2, y=sum(y)/2, xanchor='center')
 
 def _point_texts(o, number):
@@ -490,10 +497,10 @@ def _begin_layout(chart, height):
     title = dict(text=chart.title, font=dict(size=13), x=.5, y=1, yanchor='top', pad=dict(t=4))
     return layout | (dict(title=title) if chart.title else {})
 
-def _legend_below(chart, o, x, y, height):
+def _legend_below(chart, o, x, y, wide, height):
     ticks = 12 + 6*max(map(len, o.xticks[1])) if o.upright and o.xticks else 22
     below = y[0] - (ticks + (24 if o.xlabel else 2))/height
-    column = _legend_lines(chart, o) > 1 and _share(chart, o) < 1
+    column = _legend_lines(chart, o, wide) > 1 and _share(chart, o) < 1
     return dict(x=x[0], y=below, xanchor='left', yanchor='top', orientation='v' if column else 'h',
                 font=dict(size=11), bgcolor='rgba(0,0,0,0)')
 
@@ -504,19 +511,29 @@ def _placed(trace, number, x, y):
     elif trace.get('showlegend'): trace['legend'] = f'legend{number}'
     return trace
 
-def _draw_figure(chart):
+def _shrink_titles(o, traces, wide, high):
+    "Titles as wide as an image with its margins, where they would be wider."
+    xlim, ylim = _limits_of_grid(o)
+    pixels = min(wide/(xlim[1] - xlim[0]), high/(ylim[0] - ylim[1]))*_cell(o)[0]
+    longest = max((line for title in o.titles for line in title.split('\n')), key=len, default='')
+    for trace in traces:
+        if trace['mode'] == 'text': trace['textfont'] = dict(size=_title_size(longest, pixels))
+
+def _draw_figure(chart, wide):
     height = sum(chart.heights)*_INCH
     layout, data, marks = _begin_layout(chart, height), [], []
     for i, o in enumerate(chart.axes):
         number = '' if i == 0 else i + 1
-        x, y = _domain(chart, o, height)
-        layout[f'xaxis{number}'], layout[f'yaxis{number}'] = _axis_pair(o, number, x, y)
-        layout['annotations'] += [*_remarks(o, x, y), *_point_texts(o, number)]
+        x, y = _domain(chart, o, wide, height)
+        layout[f'xaxis{number}'], layout[f'yaxis{number}'] = _axis_pair(o, number, x, y, wide)
+        layout['annotations'] += [*_remarks(o, x, y, wide), *_point_texts(o, number)]
         images = [m for m in o.marks if isinstance(m, Pictures) and len(m.pixels)]
         layout['images'] += [_layout_image(m, number) for m in images]
-        if _names(o): layout[f'legend{number}'] = _legend_below(chart, o, x, y, height)
+        if _names(o): layout[f'legend{number}'] = _legend_below(chart, o, x, y, wide, height)
         for j, mark in enumerate(o.marks):
             traces = [_placed(trace, number, x, y) for trace in _TRACE[type(mark)](mark)]
+            if isinstance(mark, Pictures):
+                _shrink_titles(mark, traces, (x[1] - x[0])*wide, (y[1] - y[0])*height)
             data += traces
             marks += [(i, j)]*len(traces)
         if _many_ticks(o):
@@ -539,8 +556,10 @@ def sheet(self:Chart)->Sheet:
     return _draw_sheet(self)
 
 @patch
-def figure(self:Chart)->tuple:
+def figure(self:Chart,
+    wide:float=800., # pixels that there are for it; margins of axes are so many pixels of them
+)->tuple:
     "Plotly's `data` and `layout`, and what is `softened`, if anything; for each trace its axes and mark."
-    drawn, marks = _draw_figure(self)
+    drawn, marks = _draw_figure(self, wide)
     softened = _softened(self, drawn['data'], marks)
     return drawn | (dict(softened=softened) if softened else {}), marks

@@ -90,6 +90,12 @@ async function render({model, el}) {
     const title = box.querySelector('.gtitle')
     if (title) box.layout.title.text = title.textContent = titled(layout.title.text, temp)
   }
+  function measure() { // margins of axes are pixels, and their places shares of this width
+    const wide = 20*Math.round(el.clientWidth/20)
+    if (!wide || wide === model.get('wide')) return
+    model.set('wide', wide)
+    model.save_changes()
+  }
   let busy = false, waits = '', frames = 0
   async function follow(what) {
     if (waits !== 'all') waits = what
@@ -114,10 +120,14 @@ async function render({model, el}) {
   model.on('change:drawn', draw)
   slider?.on('change:value', move)
   await new Promise(requestAnimationFrame)
+  measure()
   await draw()
   const themes = new MutationObserver(draw)
   themes.observe(document.body, {attributes: true, attributeFilter: ['data-jp-theme-name']})
-  const sizes = new ResizeObserver(() => { if (el.clientWidth) Plotly.Plots.resize(box) })
+  const sizes = new ResizeObserver(() => {
+    measure()
+    if (el.clientWidth) Plotly.Plots.resize(box)
+  })
   sizes.observe(el)
   return () => {
     model.off('change:drawn', draw)
@@ -175,19 +185,22 @@ class Picture(AnyWidget or widgets.Widget):
     _css = '.gnosis-picture .imagelayer image {image-rendering: pixelated}'
     drawn = traitlets.Dict().tag(sync=True)
     program = traitlets.Instance(widgets.Widget).tag(sync=True, **widgets.widget_serialization)
+    wide = traitlets.Float(800.).tag(sync=True) # pixels, as the page measures them
     slider = traitlets.Instance(widgets.Widget, allow_none=True)
     slider.tag(sync=True, **widgets.widget_serialization)
 
     def __init__(self):
-        self.handlers, self.marks = [], []
+        self.handlers, self.marks, self.chart = [], [], Chart([])
         super().__init__(program=_the_program(), drawn=dict(data=[], layout={}), layout=dict(width='100%'))
         self.on_msg(lambda widget, content, buffers: self.clicked(content))
+        self.observe(lambda change: self.show(self.chart), 'wide')
 
     def show(self,
         chart:Chart, # what to draw
     ):
         "Draw a chart."
-        drawn, self.marks = chart.figure()
+        self.chart = chart
+        drawn, self.marks = chart.figure(self.wide)
         if self.slider and 'softened' in drawn: del drawn['softened']['temp'] # the page asks the slider
         self.drawn = drawn
 

@@ -229,6 +229,18 @@ def test_disagreements_by_page_and_as_a_grid(page):
     found.get_by_role('button', name='list').click()
     wait(page, found, f'{DRAWN}.data.filter(t => t.type === "bar").length > 0')
 
+@pytest.mark.parametrize('typed, shown', [
+    ('99', r'page (\d+) of \1'), ('-3', 'page 1 of'), ('two', 'page 2 of')])
+def test_a_page_that_is_not_there_is_none(page, typed, shown):
+    "A number beyond the pages is the last one, and what is no number is not taken."
+    found = panel(page, 'disagreements')
+    field = found.get_by_label('page')
+    field.fill('2'); field.press('Enter')
+    says(page, found, 'page 2 of')
+    field.fill(''); field.press_sequentially(typed); field.press('Enter')
+    says(page, found, shown)
+    wait(page, found, f'/^\\d+$/.test(a.value)', field.element_handle())
+
 def test_a_click_on_the_matrix_leaves_its_images(page):
     found = panel(page, 'disagreements')
     row, column, n = drawn(page, found, """data[0].z.flatMap((r, i) => r.map((v, j) => [i, j, v]))

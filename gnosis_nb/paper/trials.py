@@ -35,7 +35,6 @@ def repeated_interval(
     Values after the last complete look change the mean only. They are assumed to be normal, with a mean that
     stays what it is. (Jennison and Turnbull 1989)"""
     v = np.asarray(values, dtype=float)
-    bounds = [interval(v[:n], _AT_EACH)[1:] for n in LOOKS if n <= len(v)]
-    if not bounds: return (v.mean() if len(v) else np.nan), np.nan, np.nan
-    low, high = zip(*bounds)
-    return v.mean(), max(low), min(high)
+    if not len(v): return np.nan, np.nan, np.nan
+    last = max((n for n in LOOKS if n <= len(v)), default=0)
+    return v.mean(), *interval(v[:last], _AT_EACH)[1:]

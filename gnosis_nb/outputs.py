@@ -189,6 +189,7 @@ class TeacherOutputs:
         return logits if self.many else logits[:, 0]
 
     def _gather(self, rows):
+        rows = rows.contiguous()                                             # a process's share may not be
         which = torch.bucketize(rows, self.ends, right=True)
         found, names = which.unique().tolist(), self.pages[0][0]
         def part(i): return {k: _members(self.pages[i], k, rows[which == i] - self.starts[i]) for k in names}

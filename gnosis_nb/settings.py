@@ -727,7 +727,6 @@ def _unlabelled(cfg):
 def _whole_batch(cfg):
     "Pairs of a setting that several processes cannot have, and what is expected."
     t, teacher, options = cfg.trainer, cfg.teacher, cfg.loss.options()
-    if t.on_disk: yield 'trainer.teacher_cache=disk', 'a number of GB'
     if t.parallel_models not in ('auto', 1): yield f'trainer.parallel_models={t.parallel_models}', 'auto or 1'
     if t.average and not t.sync_batchnorm:
         yield f'trainer.average={t.average}, trainer.sync_batchnorm=False', 'one of them'

@@ -221,16 +221,20 @@ def with_rate(
 
 def best_rates(
     rows:pd.DataFrame, # of `try_rates`
-)->dict: # learning rates by the names of entries
-    "For each entry the learning rate with the highest agreement."
-    best = rows.loc[rows.groupby('entry', sort=False).agreement.idxmax()]
-    return dict(zip(best.entry, best.lr))
+)->dict: # names of entries -> learning rates
+    "For each entry the rate with the highest agreement, and then lower ones, the best of them first."
+    found = {}
+    ranked = rows.sort_values('agreement', ascending=False, kind='stable')
+    for name, lr in zip(ranked.entry, ranked.lr):
+        mine = found.setdefault(name, [])
+        if not mine or lr < mine[0]: mine.append(lr)
+    return found
 
 def at_best_rates(
     entries:dict, # of `read_entries`
     track:str, # a key of `TRACKS`
     folder:str|Path, # of the table of `try_rates`
-)->dict: # the same entries, each at its best rate
+)->dict: # names -> the entry at its best rate, and at the lower ones, for where training diverges at the best
     "Raises `ValueError` without such a table, and for entries that are not in it."
     r = load_results('rates', track, folder)
     file = Path(folder)/f'rates_{track}.csv'
@@ -238,7 +242,7 @@ def at_best_rates(
     best = best_rates(r.rows)
     if odd := [o for o in entries if o not in best]:
         raise ValueError(f'--tuned: expected rates for {odd[0]} in {file}; run --rates for it first')
-    return {k: with_rate(o, best[k]) for k, o in entries.items()}
+    return {k: [with_rate(o, lr) for lr in best[k]] for k, o in entries.items()}
 
 # %% ../nbs/66_leaderboard.ipynb #a8f24ca6
 def keep_rows(
@@ -264,20 +268,33 @@ def _prepare(jobs, track, overrides, say):
     if not jobs[0].settings.teacher.weights:
         for o in teacher_jobs(jobs): run_here('image_classification', compose(o))
 
-def _run_each(jobs, rows_of, keep, say):
-    "Train the jobs of each name; keep the table after each. Raises `ConfigError` at the end if some failed."
-    every = [o for each in jobs.values() for o in each]
-    data_dir = every[0].settings.data_dir
-    done, failed = done_runs(data_dir), []
-    for i, (name, own) in enumerate(jobs.items(), 1):
-        todo = [o for o in own if o.identity not in done]
-        if todo: say(f'{i} of {len(jobs)}, {name}: {len(todo)} of {len(own)} runs')
+def _run_one_way(ways, done, say):
+    "Train the jobs of the first way in which no training diverges."
+    for i, way in enumerate(ways, 1):
         try:
-            for o in todo: run_here('image_classification', o.settings)
+            for o in way:
+                if o.identity not in done: run_here('image_classification', o.settings)
+            return way
+        except FloatingPointError:
+            if i == len(ways): raise
+            lr, lower = (o[0].settings.trainer.optimizer.lr for o in (way, ways[i]))
+            say(f'{way[0].preset}: training diverges at {lr:g}; all trials take {lower:g}')
+
+def _run_each(jobs, rows_of, keep, say):
+    """Train the jobs of each name, in one of several ways; keep the table after each.
+
+    Raises `ConfigError` at the end if some failed."""
+    taken = {name: ways[0] for name, ways in jobs.items()}
+    data_dir = taken[BASELINE][0].settings.data_dir
+    done, failed = done_runs(data_dir), []
+    for i, (name, ways) in enumerate(jobs.items(), 1):
+        todo = [o for o in ways[0] if o.identity not in done]
+        if todo: say(f'{i} of {len(jobs)}, {name}: {len(todo)} of {len(ways[0])} runs')
+        try: taken[name] = _run_one_way(ways, done, say)
         except Exception as e:
             say(f'{name}: failed, and left out: {type(e).__name__}: {e}')
             failed.append(name)
-        rows = rows_of(every, data_dir)
+        rows = rows_of([o for each in taken.values() for o in each], data_dir)
         if len(rows): table = keep(rows)
     say(f'{table}: {len(rows)} runs')
     _complain(failed)
@@ -303,9 +320,9 @@ def run_entries(
 )->pd.DataFrame: # of `leaderboard_rows`
     "Train all entries. Raises `ConfigError` at the end if runs have failed."
     folder = _folder_of(folder, track, overrides)
-    if tuned: entries = at_best_rates(entries, track, folder)
-    jobs = {name: entry_jobs(o, track, trials, overrides) for name, o in entries.items()}
-    _prepare([o for each in jobs.values() for o in each], track, overrides, say)
+    ways = at_best_rates(entries, track, folder) if tuned else {k: [o] for k, o in entries.items()}
+    jobs = {k: [entry_jobs(o, track, trials, overrides) for o in own] for k, own in ways.items()}
+    _prepare([o for own in jobs.values() for each in own for o in each], track, overrides, say)
     command = _command(track, [f'trials={trials}', *['--tuned']*tuned], overrides, entries)
     keep = lambda rows: keep_rows('tuned' if tuned else 'leaderboard', track, rows, command, folder)
     return _run_each(jobs, leaderboard_rows, keep, say)

@@ -512,12 +512,14 @@ def _placed(trace, number, x, y):
     return trace
 
 def _shrink_titles(o, traces, wide, high):
-    "Titles as wide as an image with its margins, where they would be wider."
+    "Titles no wider than an image with its margins, and no higher than what is above it."
     xlim, ylim = _limits_of_grid(o)
-    pixels = min(wide/(xlim[1] - xlim[0]), high/(ylim[0] - ylim[1]))*_cell(o)[0]
+    image, (across, down) = min(wide/(xlim[1] - xlim[0]), high/(ylim[0] - ylim[1])), _cell(o)
+    highest = image*(down - 1)/(_lines(o) + 1)/1.3
     longest = max((line for title in o.titles for line in title.split('\n')), key=len, default='')
     for trace in traces:
-        if trace['mode'] == 'text': trace['textfont'] = dict(size=_title_size(longest, pixels))
+        if trace['mode'] != 'text': continue
+        trace['textfont'] = dict(size=_title_size(longest, image*across, max(min(11., highest), 7.)))
 
 def _draw_figure(chart, wide):
     height = sum(chart.heights)*_INCH

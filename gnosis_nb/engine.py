@@ -14,11 +14,14 @@ from types import MethodType
 
 import torch
 import torch.nn as nn
-from fastai.callback.core import Callback, CancelBatchException
-from fastai.learner import Learner
+from fastai.callback.core import Callback, CancelBackwardException, CancelBatchException, CancelEpochException
+from fastai.callback.core import CancelFitException, CancelStepException, CancelTrainException
+from fastai.callback.core import CancelValidException
+from fastai.learner import CastToTensor, Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import to_detach, to_float
 from fastcore.basics import patch
+from fastcore.xtras import modify_exception
 
 from .adapt import arguments, logits_of
 from .compute import Captured, Compiled, CudaGraph, Frozen, autocast, describe_error, exact_output
@@ -355,14 +358,28 @@ def give_up(self:StepEngine,
     warn_once(self.learn, f"the step runs uncaptured: {problem}")
 
 # %% ../nbs/32_engine.ipynb #e3f04ad6
-_OF_BATCHES = {'before_batch', 'after_batch', 'after_cancel_batch', *_INNER_EVENTS}
+_OF_BATCHES = {'before_batch', 'after_batch', 'after_cancel_batch', *_INNER_EVENTS} - {'after_cancel_step'}
+_CANCELS = (CancelBatchException, CancelTrainException, CancelValidException, CancelEpochException,
+            CancelFitException, CancelStepException, CancelBackwardException)
 
 class QuickLearner(Learner):
     "A Learner that tells of the events of a batch whoever listens."
+    is_plain = False                                                         # the batch that is on its way
+
     def __call__(self, event_name):
         of_batches = isinstance(event_name, str) and event_name in _OF_BATCHES
         if not of_batches: return super().__call__(event_name)
-        for cb in self._listeners(event_name): cb(event_name)
+        for cb in self._listeners(event_name):
+            if type(cb).__call__ is not Callback.__call__: cb(event_name)
+            elif cb.run and (cb.run_train if self.training else cb.run_valid): self._tell(cb, event_name)
+
+    def _tell(self, cb, event_name):
+        if self.is_plain and type(cb) is CastToTensor: return
+        try: getattr(cb, event_name)()
+        except _CANCELS: raise
+        except Exception as e:
+            where = f'Exception occured in `{type(cb).__name__}` when calling event `{event_name}`'
+            raise modify_exception(e, f'{where}:\n\t{e.args[0] if e.args else ""}', replace=True)
 
     def all_batches(self):
         "An epoch, or the rest of one, whose first batches its loader has given before."
@@ -384,6 +401,8 @@ class QuickLearner(Learner):
                 if hasattr(cb, 'clean_up'): cb.clean_up()
 
     def _set_device(self, b):
-        device = next(self.model.parameters()).device
-        there = all(isinstance(o, torch.Tensor) and o.device == device for o in b)
-        return b if there else super()._set_device(b)
+        "A batch on the network's device, which one parameter tells."
+        net, one = self.__dict__.get('_one', (None, None))
+        if net is not self.model: net, one = self._one = self.model, next(self.model.parameters())
+        self.is_plain = all(type(o) is torch.Tensor and o.device == one.device for o in b)
+        return b if self.is_plain else super()._set_device(b)

@@ -477,16 +477,20 @@ def save_results(
 
 def load_results(
     name:str, # a key of `SWEEPS`
-    scale:str|None=None, # None: the largest there is
+    scale:str|None=None, # None: the largest with more than one trial, or else the largest
     folder:str|Path='results', # of `save_results`
 )->Results|None: # None if there are none
     "Results that are kept, of one figure."
-    for s in [scale] if scale else SCALES:
-        stem = Path(folder)/f'{name}_{s}'
-        if stem.with_suffix('.csv').exists():
-            rows = pd.read_csv(stem.with_suffix('.csv'), dtype=dict.fromkeys(_WORDS, str))
-            facts = json.loads(stem.with_suffix('.json').read_text(encoding='utf-8'))
-            lists = {o.get('packages') for o in facts.get('provenance', [])}
-            paths = {o: Path(folder)/f'packages_{o}.txt' for o in lists}
-            texts = {o: path.read_text(encoding='utf-8') for o, path in paths.items() if path.exists()}
-            return Results(name, s, rows, facts, texts)
+    if scale: return _read_results(name, scale, Path(folder))
+    found = [r for s in SCALES if (r := _read_results(name, s, Path(folder)))]
+    return next((r for r in found if r.facts.get('trials', 1) > 1), found[0] if found else None)
+
+def _read_results(name, scale, folder):
+    table = folder/f'{name}_{scale}.csv'
+    if not table.exists(): return None
+    rows = pd.read_csv(table, dtype=dict.fromkeys(_WORDS, str))
+    facts = json.loads(table.with_suffix('.json').read_text(encoding='utf-8'))
+    lists = {o.get('packages') for o in facts.get('provenance', [])}
+    paths = {o: folder/f'packages_{o}.txt' for o in lists}
+    texts = {o: path.read_text(encoding='utf-8') for o, path in paths.items() if path.exists()}
+    return Results(name, scale, rows, facts, texts)

@@ -477,13 +477,13 @@ def save_results(
 
 def load_results(
     name:str, # a key of `SWEEPS`
-    scale:str|None=None, # None: the largest with more than one trial, or else the largest
+    scale:str|None=None, # None: the largest with at least three trials, or else the largest
     folder:str|Path='results', # of `save_results`
 )->Results|None: # None if there are none
     "Results that are kept, of one figure."
     if scale: return _read_results(name, scale, Path(folder))
     found = [r for s in SCALES if (r := _read_results(name, s, Path(folder)))]
-    return next((r for r in found if r.facts.get('trials', 1) > 1), found[0] if found else None)
+    return next((r for r in found if r.facts.get('trials', 1) >= 3), found[0] if found else None)
 
 def _read_results(name, scale, folder):
     table = folder/f'{name}_{scale}.csv'

@@ -58,7 +58,7 @@ def paper_effect(
 def all_verdicts(
     folder:str|Path='results', # of `save_results`
 )->pd.DataFrame: # columns figure, claim, unit, paper, scale, effect, low, high, trials, verdict, command
-    """A row for each claim and each scale with several trials that says something of it, the largest first.
+    """A row for each claim and each scale with three trials that says something of it, the largest first.
 
     A claim of which no scale says anything has one with the verdict 'not measured'."""
     out, order = [], {(o.figure, o.sentence): i for i, o in enumerate(CLAIMS)}
@@ -67,7 +67,8 @@ def all_verdicts(
         for scale in SCALES:
             if scale == 'smoke' or (r := load_results(name, scale, folder)) is None: continue
             found = check_claims(r).assign(figure=name, scale=scale, command=r.facts['command'])
-            out.append(found[(found.verdict != 'not measured') & (found.trials > 1)] if len(found) else found)
+            if len(found): found = found[(found.verdict != 'not measured') & (found.trials >= 3)]
+            out.append(found)
     table = pd.concat([o for o in out if 'claim' in o], ignore_index=True) if out else pd.DataFrame()
     seen = set(zip(table.figure, table.claim)) if len(table) else set()
     nothing = dict(trials=0, scale='', verdict='not measured')

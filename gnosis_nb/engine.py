@@ -364,7 +364,8 @@ _CANCELS = (CancelBatchException, CancelTrainException, CancelValidException, Ca
 
 class QuickLearner(Learner):
     "A Learner that tells of the events of a batch whoever listens."
-    is_plain = False                                                         # the batch that is on its way
+    is_plain = False   # is the batch that is on its way of plain tensors, where they belong?
+    _one = None, None  # the network, and one of its parameters
 
     def __call__(self, event_name):
         of_batches = isinstance(event_name, str) and event_name in _OF_BATCHES
@@ -397,12 +398,13 @@ class QuickLearner(Learner):
     def fit(self, *args, **kwargs):
         try: super().fit(*args, **kwargs)
         finally:
+            self._one = None, None
             for cb in self.cbs:
                 if hasattr(cb, 'clean_up'): cb.clean_up()
 
     def _set_device(self, b):
         "A batch on the network's device, which one parameter tells."
-        net, one = self.__dict__.get('_one', (None, None))
+        net, one = self._one
         if net is not self.model: net, one = self._one = self.model, next(self.model.parameters())
         self.is_plain = all(type(o) is torch.Tensor and o.device == one.device for o in b)
         return b if self.is_plain else super()._set_device(b)

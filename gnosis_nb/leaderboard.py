@@ -322,7 +322,7 @@ def run_entries(
     folder = _folder_of(folder, track, overrides)
     ways = at_best_rates(entries, track, folder) if tuned else {k: [o] for k, o in entries.items()}
     jobs = {k: [entry_jobs(o, track, trials, overrides) for o in own] for k, own in ways.items()}
-    _prepare([o for own in jobs.values() for each in own for o in each], track, overrides, say)
+    _prepare([o for own in jobs.values() for o in own[0]], track, overrides, say)
     command = _command(track, [f'trials={trials}', *['--tuned']*tuned], overrides, entries)
     keep = lambda rows: keep_rows('tuned' if tuned else 'leaderboard', track, rows, command, folder)
     return _run_each(jobs, leaderboard_rows, keep, say)

@@ -524,6 +524,7 @@ def _launched_processes():
 def _main(command):
     "Hydra around one of `COMMANDS`; the user's errors in one line each on standard error, and exit status 1."
     os.environ['HYDRA_FULL_ERROR'] = '1'                                     # exceptions reach us as they are
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(line_buffering=True)    # in a log, too
     _heed_signals()
     failed = []
     try:

@@ -1,5 +1,7 @@
 "The panel of a live run without a browser: what its buttons make of the run."
 import subprocess
+import sys
+import tempfile
 import time
 from types import SimpleNamespace
 
@@ -8,6 +10,7 @@ import pytest
 import processes
 from gnosis_nb.curves import read_tables
 from gnosis_nb.explore import live_run, run_folder, run_state
+from gnosis_nb.explore.live import CommandProcess
 
 SMALL = ['+experiment=digits', '+recipe=student', 'dataset.size=8', 'device=cpu', 'trainer.precision=fp32',
     'trainer.state_minutes=0']
@@ -74,6 +77,20 @@ def test_a_run_is_shown_stopped_resumed_and_killed(live):
     live.process.wait(120)
     live.refresh()
     assert '<b>killed' in live.status.value and enabled(live) == ['Resume']
+
+def test_output_is_read_where_the_command_goes_on_writing():
+    process = CommandProcess()
+    process.log = tempfile.TemporaryFile()
+    process.log.write('one\ntwö\nthree'.encode())
+    process.log.flush()
+    assert process.output() == 'one\ntwö\nthree' and process.output(2) == 'twö\nthree'
+    assert process.log.tell() == 14                                          # the next line begins there
+
+def test_sentences_in_a_log_are_there_at_once(tmp_path):
+    code = ('import sys; from gnosis_nb.cli import image_classification as main; main(); '
+            'sys.exit(not sys.stdout.line_buffering)')
+    with open(tmp_path/'log', 'w') as log:
+        assert subprocess.run([sys.executable, '-c', code, '--help'], stdout=log).returncode == 0
 
 def test_texts(tmp_path):
     live = live_run([*TEXTS, f'data_dir={tmp_path}'], 'text_classification', static=False)

@@ -231,7 +231,7 @@ class CommandProcess:
         if self.running(): raise RuntimeError(f"process {self.process.pid} is still running; stop it first")
         code = ('import signal; signal.signal(signal.SIGINT, signal.default_int_handler); '
                 f'from gnosis_nb.cli import {self.command} as main; main()')
-        self.log = tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace')
+        self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen([sys.executable, '-c', code, *overrides], stdin=subprocess.DEVNULL,
                                         stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
 
@@ -250,9 +250,9 @@ class CommandProcess:
     )->str:
         "What the command has written."
         if self.log is None: return ''
-        self.log.flush()
-        self.log.seek(0)
-        return '\n'.join(self.log.read().splitlines()[-lines:])
+        file = self.log.fileno()
+        text = os.pread(file, os.fstat(file).st_size, 0)   # to seek would move the place where it writes
+        return '\n'.join(text.decode(errors='replace').splitlines()[-lines:])
 
 # %% ../../nbs/74_explore.live.ipynb #7349961f
 _BUTTONS = dict(Start='Start the command below', Stop='As Ctrl-C: it keeps its state',

@@ -10,7 +10,7 @@ __all__ = ['LAWS', 'Law', 'fit_law', 'law_intervals', 'held_out_corner', 'compar
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ from .cli import compose, compose_sweep
 from .leaderboard import (
     BASELINE, KEPT, TRACKS, entry_jobs, entry_row, keep_rows, kept_row, read_entries, table_parser,
     track_settings, verify_row)
-from .paper.sweeps import Job, done_runs, override_key, run_here, run_state, teacher_jobs
+from .paper.sweeps import (
+    Job, done_runs, override_key, run_here, run_several_here, run_state, teacher_jobs)
 from .progress import with_progress
 from .reproducible import pick_device
 from .run_folder import RunLocked
@@ -179,7 +180,7 @@ def _teachers_of(overrides, track, trials, say):
     if todo: say(f'{len(todo)} teachers, with the students of the baseline')
     if todo and not todo[0].settings.teacher.weights:
         for o in teacher_jobs(todo): run_here('image_classification', compose(o))
-    for o in todo: run_here('image_classification', o.settings)
+    run_several_here('image_classification', [o.settings for o in todo])
     done = done_runs(jobs[0].settings.data_dir)
     return [run_state(done[o.identity])['teachers'][0][0] for o in jobs]
 
@@ -199,6 +200,13 @@ def _with_teachers(given, track, trials, say):
         jobs += grid_jobs([*of_student, *some], teachers, track)
     return jobs
 
+def _by_cell(jobs):
+    "Runs with as many images and epochs, the shortest first."
+    def size(o):
+        images = o.settings.dataset.shrink.train
+        return images*o.settings.trainer.num_epochs, images
+    return [(k, [*o]) for k, o in groupby(sorted(jobs, key=size), size)]
+
 def run_grid(
     given, # as `grid_jobs`
     track:str='small', # a key of `TRACKS`
@@ -207,19 +215,20 @@ def run_grid(
     say=print, # called with sentences for the user
     name:str='law', # of the table
 )->pd.DataFrame: # a row a run
-    "Train all students of a grid that are not there yet; the table is written after each setting."
+    "Train all students of a grid that are not there yet; the table is written after each size."
     jobs = _with_teachers(given, track, trials, say)
     data_dir = jobs[0].settings.data_dir
     done, folder = done_runs(data_dir), Path(folder or Path(data_dir)/'law')
     named = [] if name == 'law' else [f'--name {name}']
     command = ' '.join(['gnosis-law', f'track={track}', f'trials={trials}', *named,
                         *(o for o in given if override_key(o) != 'data_dir')])
-    jobs.sort(key=lambda o: o.settings.dataset.shrink.train*o.settings.trainer.num_epochs)
-    for i, job in enumerate(jobs, 1):
-        if job.identity in done: continue
-        own = f'{job.settings.dataset.shrink.train:,} images, {job.settings.trainer.num_epochs} epochs'
-        say(f'{i} of {len(jobs)}: {own}, trial {job.settings.trial_id}')
-        run_here('image_classification', job.settings)
+    groups, so_far = _by_cell(jobs), 0
+    for (passes, images), group in groups:
+        so_far += len(group)
+        todo = [o.settings for o in group if o.identity not in done]
+        if not todo: continue
+        say(f'{so_far} of {len(jobs)}: {images:,} images, {passes//images} epochs, {len(todo)} runs')
+        run_several_here('image_classification', todo)
         done = done_runs(data_dir)
         rows = pd.DataFrame([grid_row(o, done[o.identity]) for o in jobs if o.identity in done])
         keep_rows(name, track, rows, command, folder)

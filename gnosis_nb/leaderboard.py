@@ -25,7 +25,8 @@ from .cli import compose
 from .paper.reproduce import comes_back
 from .paper.sweeps import (
     OF_ALL, Job, Results, add_independent, collect, done_runs, load_results, made_with, override_key,
-    run_here, run_state, save_results, shown_images, take_settings, teacher_jobs, train, wants_generator)
+    own_images, run_here, run_several_here, run_state, save_results, shown_images, take_settings,
+    teacher_jobs, train, wants_generator)
 from .paper.trials import interval
 from .reproducible import pick_device
 from .run_folder import RunLocked
@@ -94,6 +95,8 @@ TRACKS = dict(
         ['dataset=cifar10', 'dataset.shrink={train: 10000}', 'classifier=resnet_cifar', 'classifier.depth=20',
          'augmentation.normalization=imagenet', 'teacher.depth=56',
          'teacher.weights=resnet56-4bfd9763.th', 'trainer.num_epochs=20', *_ONE], 'small'),
+    medium=Track('a PreResNet-20 teaches another, all of CIFAR-100, 30 epochs',
+        ['+experiment=medium/fig10', *_ONE], 'medium'),
     smoke=Track('600 digits, one epoch',
         ['+experiment=smoke/fig10', 'dataset.shrink.train=600', *_ONE], 'smoke'))
 
@@ -121,8 +124,8 @@ MEASURES = dict(        # columns of a row: names in `fidelity_statistics.csv`
 
 def _images(cfg):
     "That a student learns from, in millions."
-    own, epochs = cfg.dataset.shrink.train or 0, cfg.trainer.num_epochs
-    return epochs*(own + shown_images(cfg))*(1 + cfg.distill_loader.synth_ratio)/1e6
+    real = own_images(cfg) + shown_images(cfg)
+    return cfg.trainer.num_epochs*real*(1 + cfg.distill_loader.synth_ratio)/1e6
 
 def _seconds(state):
     return (pd.Timestamp(state['finished']) - pd.Timestamp(state['started'])).total_seconds()
@@ -272,8 +275,7 @@ def _run_one_way(ways, done, say):
     "Train the jobs of the first way in which no training diverges."
     for i, way in enumerate(ways, 1):
         try:
-            for o in way:
-                if o.identity not in done: run_here('image_classification', o.settings)
+            run_several_here('image_classification', [o.settings for o in way if o.identity not in done])
             return way
         except FloatingPointError:
             if i == len(ways): raise

@@ -1,7 +1,7 @@
 "The plan: a row that fails does not stop the others, and nothing is done twice."
 import pytest
 
-from gnosis_nb.paper import plan
+from gnosis_nb.paper import plan, sweeps
 from gnosis_nb.paper.plan import Speed, needed_rows, run_plan, sweep_rows
 from gnosis_nb.paper.sweeps import done_runs
 from gnosis_nb.settings import ConfigError
@@ -18,13 +18,14 @@ def test_a_row_that_fails_leaves_the_others(tmp_path, monkeypatch):
         ran.append(settings.loss.alpha if settings.trainer.distill_teacher else 'teachers')
         if ran[-1] == 0: raise FloatingPointError('loss is no number')
         return run_here(command, settings)
-    monkeypatch.setattr(plan, 'run_here', run)
+    for module in (plan, sweeps): monkeypatch.setattr(module, 'run_here', run)
     with pytest.raises(ConfigError, match=r'^fig14 loss.alpha=0.0: failed'):
         run_plan(rows, claims, 'smoke', 60, SPEED, less, say=said.append)
     assert ran == ['teachers', 0, 'teachers', .5] and len(done_runs(tmp_path)) == 3
     assert 'failed, and left out: FloatingPointError: loss is no number' in said
     assert (tmp_path/'figures'/'fig14_smoke.csv').exists()
-    monkeypatch.setattr(plan, 'run_here', lambda *args: ran.append(args[1].loss.alpha) or run_here(*args))
+    again = lambda *args: ran.append(args[1].loss.alpha) or run_here(*args)
+    for module in (plan, sweeps): monkeypatch.setattr(module, 'run_here', again)
     assert len(run_plan(rows, claims, 'smoke', 60, SPEED, less, say=said.append)) == 1
     assert ran[4:] == [0] and len(done_runs(tmp_path)) == 4                  # its teacher was there
 

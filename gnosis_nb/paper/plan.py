@@ -32,7 +32,7 @@ from ..models import build_classifier
 from .claims import CLAIMS, check_claims, setting_of, settings_needed
 from .reproduce import figure, figure_parser, keep_figure
 from .sweeps import (
-    OF_ALL, SWEEPS, command_of, done_runs, override_key, pool_key, run_here, settings_row,
+    OF_ALL, SWEEPS, command_of, done_runs, override_key, pool_key, run_here, run_several_here, settings_row,
     shown_images, sweep_jobs, take_settings, teacher_jobs, teacher_pools, wants_generator)
 from ..reproducible import pick_device
 from ..run_folder import RunLocked
@@ -393,7 +393,7 @@ def drop_missing(
 def _run_row(row, shared): # shared: how many teachers of each pool there are
     "What is missing of a row: generator, teachers, then its trials."
     cfg = row.first.settings
-    device, done = pick_device(cfg.device), done_runs(cfg.data_dir)
+    done = done_runs(cfg.data_dir)
     if row.generator and row.generator.identity not in done:
         run_here('image_generation', row.generator.settings)
     command, jobs = command_of(row.first.preset), [*row.jobs.values()]
@@ -401,8 +401,7 @@ def _run_row(row, shared): # shared: how many teachers of each pool there are
     missing = [k for k, number in needed if number > shared.get(k, 0) and k != 'generator']
     if missing and any(row.costs.values()):                                  # of a row with students
         for overrides in teacher_jobs(jobs): run_here(command, compose_sweep(overrides, command)[0][1])
-    todo = [partial(run_here, command, o.settings) for o in jobs if o.identity not in done]
-    run_together(todo, device, most=pick_parallel('auto', device))
+    run_several_here(command, [o.settings for o in jobs if o.identity not in done])
 
 def _keep(name, scale, overrides, folder, decided, say):
     "Table and picture of a figure, of the runs that there are, and what becomes of claims."

@@ -68,10 +68,11 @@ def test_every_sweep_has_a_preset(scale):
     figures = {f'fig{i:02}' for i in range(1, 15)}
     assert set(FIGURES) == set(SWEEPS) == figures | {'table1', 'table2', 'table2_imagenet'}
 
-@pytest.mark.parametrize('folder', ['', 'small/', 'smoke/'])
-def test_the_recipe_matches_every_convolution(folder):
+@pytest.mark.parametrize('folder, others', [('', 1), ('medium/', 0), ('small/', 2), ('smoke/', 1)])
+def test_the_recipe_matches_every_convolution(folder, others):
     cfg = compose([f'+experiment={folder}faithful'])
-    assert cfg.features.name == 'activations' and 'conv1' in cfg.features.layers and cfg.distill_loader.extra
+    assert cfg.features.name == 'activations' and 'conv1' in cfg.features.layers
+    assert len(cfg.distill_loader.extra) == others
 
 @lru_cache(maxsize=None)
 def settings_of(preset): return as_dict(compose([f'+experiment={preset}']))

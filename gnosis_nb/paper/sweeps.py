@@ -363,18 +363,20 @@ def evaluation_batches(
 def ensemble_logits(
     paths, # of checkpoints
     batches, # of `evaluation_batches`
+    device='cpu', # that computes it
 )->torch.Tensor: # [examples, networks, classes]
     "What each of several networks says."
-    return predictions(batches, ClassifierEnsemble(*(load_network(p) for p in paths)))[1]
+    return predictions(batches, ClassifierEnsemble(*(load_network(p) for p in paths)).to(device))[1]
 
 def add_independent(
     table:pd.DataFrame, # of `collect`; its runs have their weights still
     cfg:Classification, # settings of one of the runs, for the evaluation data
 )->pd.DataFrame: # with columns independent_agreement, in percent, and independent_kl, in nats
     "Fidelity of the student of the next trial to the teacher of each trial."
-    batches = evaluation_batches(cfg)
+    batches, device = evaluation_batches(cfg), pick_device(cfg.device)
     teachers = {p: run_state(p)['teachers'][0] for p in table.path}
-    asked = lru_cache(maxsize=None)(lambda paths: reduce_ensemble_logits(ensemble_logits(paths, batches)))
+    def ask(paths): return reduce_ensemble_logits(ensemble_logits(paths, batches, device))
+    asked = lru_cache(maxsize=None)(ask)
     vary, rows = [c for c in ('sweep', *settings_row(cfg)) if c != 'trial'], {}
     for _, group in table.groupby(vary, dropna=False):
         for i, other in zip(group.index, np.roll(group.index, -1)):

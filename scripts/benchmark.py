@@ -266,7 +266,7 @@ class PerImage(torch.utils.data.Dataset):
 
 def torch_loader(args, data, workers, train=True):
     data = PerImage(data, normalizer('unitcube', STATISTICS['cifar10']), train)
-    # as in a script; contenders are spawned, and would spawn workers, which import everything and get a copy of the data
+    # as in a script; a contender, itself spawned, would spawn workers, each with a copy of the data
     fork = dict(multiprocessing_context='fork') if workers and sys.platform == 'linux' else {}
     return torch.utils.data.DataLoader(data, args.batch, shuffle=train, num_workers=workers,
         persistent_workers=workers > 0, pin_memory=args.device.type == 'cuda', **fork)

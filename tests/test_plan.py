@@ -1,6 +1,8 @@
 "The plan: a row that fails does not stop the others, and nothing is done twice."
 import pytest
+from PIL import Image
 
+from gnosis_nb.cli import compose
 from gnosis_nb.paper import plan, sweeps
 from gnosis_nb.paper.plan import Speed, needed_rows, run_plan, sweep_rows
 from gnosis_nb.paper.sweeps import done_runs
@@ -28,6 +30,13 @@ def test_a_row_that_fails_leaves_the_others(tmp_path, monkeypatch):
     for module in (plan, sweeps): monkeypatch.setattr(module, 'run_here', again)
     assert len(run_plan(rows, claims, 'smoke', 60, SPEED, less, say=said.append)) == 1
     assert ran[4:] == [0] and len(done_runs(tmp_path)) == 4                  # its teacher was there
+
+def test_images_of_a_folder_are_counted(tmp_path):
+    for split, kind, n in [('train', 'cat', 3), ('train', 'dog', 2), ('test', 'cat', 1), ('test', 'dog', 1)]:
+        (tmp_path/split/kind).mkdir(parents=True)
+        for i in range(n): Image.new('RGB', (8, 8), (i, 0, 0)).save(tmp_path/split/kind/f'{i}.png')
+    cfg = compose(['dataset=image_folder', f'dataset.root_dir={tmp_path}'])
+    assert plan._training_set(cfg) == (5, 3, 8, 2)
 
 def test_without_time_nothing_is_run(tmp_path):
     rows = sweep_rows(['table1'], 'smoke', ['device=cpu', f'data_dir={tmp_path}'])

@@ -32,8 +32,8 @@ from ..models import build_classifier
 from .claims import CLAIMS, check_claims, setting_of, settings_needed
 from .reproduce import figure, figure_parser, keep_figure
 from .sweeps import (
-    OF_ALL, SWEEPS, command_of, done_runs, override_key, pool_key, run_here, run_several_here, settings_row,
-    shown_images, sweep_jobs, take_settings, teacher_jobs, teacher_pools, wants_generator)
+    OF_ALL, SWEEPS, TRAINING_SETS, command_of, done_runs, override_key, pool_key, run_here, run_several_here,
+    settings_row, shown_images, sweep_jobs, take_settings, teacher_jobs, teacher_pools, wants_generator)
 from ..reproducible import pick_device
 from ..run_folder import RunLocked
 from ..settings import ConfigError, network_options, teacher_recipe
@@ -58,16 +58,17 @@ def _forward_flops(spec): # JSON of `build_classifier`'s arguments
     x = torch.zeros(1, spec['in_channels'], spec['input_size'], spec['input_size'])
     return _count_flops(build_classifier(**spec), x)
 
-_SETS = dict( # training images, channels, pixels, classes
-    cifar10=(50_000, 3, 32, 10), cifar100=(50_000, 3, 32, 100), svhn=(73_257, 3, 32, 10),
-    mnist=(60_000, 1, 28, 10), digits=(1347, 1, 16, 10),
-    tiny_imagenet=(100_000, 3, 64, 200), imagenet=(1_281_167, 3, 224, 1000))
+@lru_cache(maxsize=None)
+def _size_of_set(name, root, download):
+    "Training images, channels, pixels, classes; a set that is not known by its name is read."
+    if name in TRAINING_SETS: return TRAINING_SETS[name]
+    data = load_vision(name, root, download).train
+    return len(data), *data.shape[:2], len(data.classes)
 
 def _training_set(cfg):
     "How many training images of which shape: images, channels, pixels, classes."
-    data, name = cfg.dataset, cfg.dataset.name
-    if name not in _SETS: raise ConfigError(f"dataset={name}: expected one of {', '.join(_SETS)}")
-    images, channels, size, classes = _SETS[name]
+    data = cfg.dataset
+    images, channels, size, classes = _size_of_set(data.name, data.root_dir, data.download)
     images = data.shrink.train or getattr(data, 'num_data', None) or images
     return images, channels, data.shrink.size or getattr(data, 'size', None) or size, classes
 

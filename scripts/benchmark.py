@@ -123,7 +123,11 @@ def run_rounds(args, makers):
     contenders = [Contender(name, make, args) for name, make in makers.items()]
     try:
         contenders = warm_up(contenders, args.patience)
-        rounds = [[o.round() for o in contenders] for _ in range(args.rounds)]
+        rounds = []
+        for i in range(args.rounds):
+            rounds.append([o.round() for o in contenders])
+            values = ', '.join(f'{o.name} {value:,.4g}' for o, (value, _) in zip(contenders, rounds[-1]))
+            print(f'round {i + 1} of {args.rounds}: {values}', flush=True)
     finally:
         for o in contenders: o.stop()
     return {o.name: ([value for value, _ in mine], mine[-1][1]) for o, mine in zip(contenders, zip(*rounds))}

@@ -17,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -50,6 +50,7 @@ from gnosis_nb.fidelity import fidelity_statistics, predictions, reliability
 from gnosis_nb.gan import GANTable, SampleGrid, gan_dls, gan_learner
 from gnosis_nb.initialize import initialize_student
 from gnosis_nb.landscape import Plane, WeightPath, loss_line, loss_surface
+from gnosis_nb.leaderboard import read_entries, run_entries
 from gnosis_nb.learner import student_learner, teacher_learner
 from gnosis_nb.losses import ForwardCrossEntropy, HardCrossEntropy
 from gnosis_nb.losses_beyond import ALL_LOSSES, DrawnMember
@@ -519,6 +520,16 @@ def command(rig, name, overrides):
         run = run_command(name, compose([*overrides, *where], name), say=lines.append)
         rig.found.facts.update(state=run.state['state'], lines=len(lines))
 
+def trials(rig):
+    "Two students of a leaderboard's entry at once, each in a run of its own."
+    entries = {k: o for k, o in read_entries().items() if k in ('baseline', 'every_layer_warm')}
+    entries['every_layer_warm'] = replace(entries['every_layer_warm'], epochs=2)  # the first is the warm-up
+    with tempfile.TemporaryDirectory() as tmp:
+        overrides = [f'device={rig.device}', f'data_dir={tmp}', 'dataset.shrink.train=160']
+        rows = run_entries(entries, 'smoke', 2, overrides, say=lambda text: None)
+    rig.found.facts.update(rows=len(rows))
+    if len(rows) != 4 or rows.agreement.isna().any(): raise AssertionError(f'rows: {rows}')
+
 ONE_EPOCH = ['trainer.num_epochs=1', 'teacher.trainer.num_epochs=1']
 IMAGES = [*SMALL['image_classification'], *ONE_EPOCH, 'dataloader.batch_size=32',
     'dataset.shrink={train: 160, test: 64}', 'teacher.independent=true']
@@ -535,7 +546,7 @@ SCENARIOS = dict(
     **{f'policy {o}': partial(policies, policy=o) for o in POLICIES},
     augmentations=augmentations, generator=generator,
     **{f'loss {o}': partial(losses, loss=o) for o in ALL_LOSSES},
-    **{f'features {o}': partial(features, method=o) for o in ('fitnet', 'rkd')},
+    **{f'features {o}': partial(features, method=o) for o in ('activations', 'fitnet', 'rkd')},
     **{'batches with features': partial(features, method='fitnet', by_batches=True)},
     **{f'hard labels {name}': partial(hard_labels, **o) for name, o in {
         'sampled': dict(device=None, mode='sample'), 'corrupted': dict(device=None, corruption_ratio=.3),
@@ -552,7 +563,8 @@ SCENARIOS = dict(
     **{f'outputs {o}': partial(outputs, keep=o) for o in ('half', 3)},
     **{'command images': partial(command, name='image_classification', overrides=IMAGES),
        'command texts': partial(command, name='text_classification', overrides=TEXTS),
-       'command generation': partial(command, name='image_generation', overrides=GENERATION)})
+       'command generation': partial(command, name='image_generation', overrides=GENERATION),
+       'command leaderboard': trials})
 
 
 # Running them

@@ -94,7 +94,7 @@ def draw_standings(
     "Gains in agreement over the baseline, best above, with intervals over trials."
     t = table[table.entry != BASELINE].sort_values('gain')
     with styled():
-        fig, ax = plt.subplots(figsize=(7.6, .24*len(t) + .8), layout='constrained')
+        fig, ax = plt.subplots(figsize=(7.6, .24*len(t) + .8), dpi=80, layout='constrained')
         for y, o in enumerate(t.itertuples()):
             color = _COLOURS.get(o.verdict, '.5')
             ax.plot([o.low, o.high], [y, y], color=color, lw=1.2)

@@ -201,11 +201,11 @@ def _with_teachers(given, track, trials, say):
     return jobs
 
 def _by_cell(jobs):
-    "Runs with as many images and epochs, the shortest first."
-    def size(o):
-        images = o.settings.dataset.shrink.train
-        return images*o.settings.trainer.num_epochs, images
-    return [(k, [*o]) for k, o in groupby(sorted(jobs, key=size), size)]
+    "The trials of each cell, the shortest first."
+    def cell(o):
+        images, epochs = o.settings.dataset.shrink.train, o.settings.trainer.num_epochs
+        return images*epochs, images, epochs, str(_depths(o.settings))
+    return [[*o] for _, o in groupby(sorted(jobs, key=cell), cell)]
 
 def run_grid(
     given, # as `grid_jobs`
@@ -215,19 +215,20 @@ def run_grid(
     say=print, # called with sentences for the user
     name:str='law', # of the table
 )->pd.DataFrame: # a row a run
-    "Train all students of a grid that are not there yet; the table is written after each size."
+    "Train all students of a grid that are not there yet; the table is written after each cell."
     jobs = _with_teachers(given, track, trials, say)
     data_dir = jobs[0].settings.data_dir
     done, folder = done_runs(data_dir), Path(folder or Path(data_dir)/'law')
     named = [] if name == 'law' else [f'--name {name}']
     command = ' '.join(['gnosis-law', f'track={track}', f'trials={trials}', *named,
                         *(o for o in given if override_key(o) != 'data_dir')])
-    groups, so_far = _by_cell(jobs), 0
-    for (passes, images), group in groups:
-        so_far += len(group)
-        todo = [o.settings for o in group if o.identity not in done]
+    cells = _by_cell(jobs)
+    jobs = [o for trials_of in cells for o in trials_of]
+    for i, trials_of in enumerate(cells, 1):
+        todo = [o.settings for o in trials_of if o.identity not in done]
         if not todo: continue
-        say(f'{so_far} of {len(jobs)}: {images:,} images, {passes//images} epochs, {len(todo)} runs')
+        own = f'{todo[0].dataset.shrink.train:,} images, {todo[0].trainer.num_epochs} epochs'
+        say(f'{i} of {len(cells)}: {own}, {len(todo)} of {len(trials_of)} runs')
         run_several_here('image_classification', todo)
         done = done_runs(data_dir)
         rows = pd.DataFrame([grid_row(o, done[o.identity]) for o in jobs if o.identity in done])

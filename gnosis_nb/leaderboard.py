@@ -97,8 +97,8 @@ TRACKS = dict(
          'teacher.weights=resnet56-4bfd9763.th', 'trainer.num_epochs=20', *_ONE], 'small'),
     medium=Track('a PreResNet-20 teaches another, all of CIFAR-100, 30 epochs',
         ['+experiment=medium/fig10', *_ONE], 'medium'),
-    smoke=Track('600 digits, one epoch',
-        ['+experiment=smoke/fig10', 'dataset.shrink.train=600', *_ONE], 'smoke'))
+    smoke=Track('600 digits, two epochs',
+        ['+experiment=smoke/fig10', 'dataset.shrink.train=600', 'trainer.num_epochs=2', *_ONE], 'smoke'))
 
 def entry_jobs(
     entry:Entry, # of `read_entries`

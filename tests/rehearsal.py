@@ -17,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -523,7 +523,6 @@ def command(rig, name, overrides):
 def trials(rig):
     "Two students of a leaderboard's entry at once, each in a run of its own."
     entries = {k: o for k, o in read_entries().items() if k in ('baseline', 'every_layer_warm')}
-    entries['every_layer_warm'] = replace(entries['every_layer_warm'], epochs=2)  # the first is the warm-up
     with tempfile.TemporaryDirectory() as tmp:
         overrides = [f'device={rig.device}', f'data_dir={tmp}', 'dataset.shrink.train=160']
         rows = run_entries(entries, 'smoke', 2, overrides, say=lambda text: None)

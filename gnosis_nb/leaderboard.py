@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ENTRIES', 'BASELINE', 'TRACKS', 'MEASURES', 'KEPT', 'Entry', 'read_entry', 'read_entries', 'Track', 'entry_jobs',
            'entry_row', 'entry_rows', 'leaderboard_rows', 'standings', 'rung', 'nearest_rung', 'with_rate',
-           'best_rates', 'at_best_rates', 'keep_rows', 'run_entries', 'try_rates', 'table_parser', 'kept_row',
-           'verify_row', 'track_settings', 'leaderboard_command']
+           'best_rates', 'at_best_rates', 'keep_rows', 'train_generators', 'run_entries', 'try_rates', 'table_parser',
+           'kept_row', 'verify_row', 'track_settings', 'leaderboard_command']
 
 # %% ../nbs/66_leaderboard.ipynb #db3e8793
-import argparse, random, sys
+import argparse, random, shlex, sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -263,11 +263,20 @@ def keep_rows(
                  command=command, provenance=provenance)
     return save_results(Results(name, track, rows.drop(columns='path'), facts, packages), folder)
 
-def _prepare(jobs, track, overrides, say):
+def train_generators(
+    jobs:list, # of `Job`, the runs to come
+    track:str, # a key of `TRACKS`
+    say=print, # called with sentences for the user
+):
+    "Fig 7's generator of each set of images that is to be shown with synthetic ones, if it is not there."
+    keys = *OF_ALL, 'data_dir'
+    def of_images(job): return tuple(o for o in job.overrides if override_key(o).startswith(keys))
+    for shared in dict.fromkeys(of_images(o) for o in jobs if wants_generator(o.settings)):
+        train('fig07', TRACKS[track].scale, [*shared], here=True, say=say)
+
+def _prepare(jobs, track, say):
     "What runs need before they start: a generator of images, teachers."
-    if any(wants_generator(o.settings) for o in jobs):
-        shared = [o for o in overrides if override_key(o).startswith((*OF_ALL, 'data_dir'))]
-        train('fig07', TRACKS[track].scale, shared, here=True, say=say)
+    train_generators(jobs, track, say)
     if not jobs[0].settings.teacher.weights:
         for o in teacher_jobs(jobs): run_here('image_classification', compose(o))
 
@@ -307,8 +316,8 @@ def _complain(failed):
 
 def _command(track, options, overrides, entries):
     "That makes a table again."
-    some = [f"--only {','.join(entries)}"] if {*entries} != {*read_entries()} else []
-    return ' '.join(['gnosis-leaderboard', f'track={track}', *options, *some,
+    some = ['--only', ','.join(entries)] if {*entries} != {*read_entries()} else []
+    return shlex.join(['gnosis-leaderboard', f'track={track}', *options, *some,
                      *(o for o in overrides if override_key(o) != 'data_dir')])
 
 def run_entries(
@@ -324,7 +333,7 @@ def run_entries(
     folder = _folder_of(folder, track, overrides)
     ways = at_best_rates(entries, track, folder) if tuned else {k: [o] for k, o in entries.items()}
     jobs = {k: [entry_jobs(o, track, trials, overrides) for o in own] for k, own in ways.items()}
-    _prepare([o for own in jobs.values() for o in own[0]], track, overrides, say)
+    _prepare([o for own in jobs.values() for o in own[0]], track, say)
     command = _command(track, [f'trials={trials}', *['--tuned']*tuned], overrides, entries)
     keep = lambda rows: keep_rows('tuned' if tuned else 'leaderboard', track, rows, command, folder)
     return _run_each(jobs, leaderboard_rows, keep, say)
@@ -355,7 +364,7 @@ def try_rates(
     def job_at(entry, k): return entry_jobs(with_rate(entry, rung(k)), track, trial + 1, overrides)[-1]
     own = {name: entry_jobs(o, track, trial + 1, overrides)[-1] for name, o in entries.items()}
     data_dir, tried, failed = own[BASELINE].settings.data_dir, [], []
-    _prepare([*own.values()], track, overrides, say)
+    _prepare([*own.values()], track, say)
     folder = _folder_of(folder, track, overrides)
     command = _command(track, [f'trials={trial}', '--rates'], overrides, entries)
     for i, (name, entry) in enumerate(entries.items(), 1):
@@ -410,7 +419,7 @@ def kept_row(
     row = random.randrange(len(r)) if given.row is None else given.row
     if not 0 <= row < len(r): raise ValueError(f'--row {row}: expected 0 to {len(r) - 1}')
     said = {override_key(o) for o in overrides}
-    made = [o for o in r.facts['command'].split()[1:]
+    made = [o for o in shlex.split(r.facts['command'])[1:]
             if '=' in o and override_key(o) not in ('track', 'trials', *said)]
     return r, row, [*made, *overrides]
 

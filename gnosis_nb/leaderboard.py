@@ -6,7 +6,7 @@
 __all__ = ['ENTRIES', 'BASELINE', 'TRACKS', 'MEASURES', 'KEPT', 'Entry', 'read_entry', 'read_entries', 'Track', 'entry_jobs',
            'entry_row', 'entry_rows', 'leaderboard_rows', 'standings', 'rung', 'nearest_rung', 'with_rate',
            'best_rates', 'at_best_rates', 'keep_rows', 'train_generators', 'run_entries', 'try_rates', 'table_parser',
-           'kept_row', 'verify_row', 'track_settings', 'leaderboard_command']
+           'kept_row', 'verify_row', 'track_settings', 'possible_entries', 'leaderboard_command']
 
 # %% ../nbs/66_leaderboard.ipynb #db3e8793
 import argparse, random, shlex, sys
@@ -458,6 +458,30 @@ def _entry_verified(r, row, entries, given, say):
     job = entry_jobs(entry, r.scale, int(kept.trial) + 1, given)[-1]
     return verify_row(r, row, job, entry_row, ['entry'], say)
 
+def possible_entries(
+    entries:dict, # of `read_entries`
+    track:str, # a key of `TRACKS`
+    overrides=(), # of all runs
+    say=print, # called with sentences for the user
+)->dict: # those that this track can train
+    "Leave out, by name, what this track cannot train. Raises `ConfigError` if that is the baseline."
+    out = {}
+    for name, entry in entries.items():
+        try: entry_jobs(entry, track, 1, overrides)
+        except ConfigError as e:
+            if name == BASELINE: raise
+            say(f'left out, {e}')
+        else: out[name] = entry
+    return out
+
+def _chosen(entries, only, files, track, overrides, say):
+    "Entries that are asked for, or all that are possible."
+    if odd := [o for o in only if o not in entries]:
+        raise ValueError(f"--only {odd[0]}: expected some of {', '.join(entries)}")
+    if not (only or files): return possible_entries(entries, track, overrides, say)
+    wanted = {BASELINE, *only, *(Path(o).stem for o in files)}
+    return {k: o for k, o in entries.items() if k in wanted}
+
 def leaderboard_command(
     args=None, # of the command line; None: those of this process
 ):
@@ -478,12 +502,7 @@ def leaderboard_command(
         if a.verify:
             r, row, given = kept_row('tuned' if a.tuned else 'leaderboard', track, a, rest)
             sys.exit(0 if _entry_verified(r, row, entries, given, say) else 1)
-        only = a.only.split(',') if a.only else []
-        if odd := [o for o in only if o not in entries]:
-            raise ValueError(f"--only {odd[0]}: expected some of {', '.join(entries)}")
-        if only or files:
-            wanted = {BASELINE, *only, *(Path(o).stem for o in files)}
-            entries = {k: o for k, o in entries.items() if k in wanted}
+        entries = _chosen(entries, a.only.split(',') if a.only else [], files, track, rest, say)
         folder = a.results or (KEPT if a.keep else None)
         if a.rates:
             tried = try_rates(entries, track, trials, rest, folder, say)

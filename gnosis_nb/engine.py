@@ -163,11 +163,11 @@ def _counting_at_once(net, forward):
 
 def _cast(tensors, dtype):
     cast = [torch.empty_like(o, dtype=dtype) for o in tensors]
-    torch._foreach_copy_(cast, tensors)
+    if cast: torch._foreach_copy_(cast, tensors)
     return cast
 
 class _ToBf16(torch.autograd.Function):
-    "fp32 tensors in bf16, all in one operation, and the gradients back in another."
+    "fp32 tensors in bf16, all in one operation, and their gradients back in another."
     @staticmethod
     def forward(ctx, *tensors):
         ctx.set_materialize_grads(False)         # what is not used has no gradient
@@ -175,22 +175,24 @@ class _ToBf16(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        cast = iter(_cast([o for o in grads if o is not None], torch.float32))
+        some = [o for o in grads if o is not None]
+        if torch.is_grad_enabled(): cast = iter([o.float() for o in some])   # gradients of gradients
+        else: cast = iter(_cast(some, torch.float32))
         return tuple(o if o is None else next(cast) for o in grads)
 
-def _layer_with(layer, cast, x):
-    "What a linear or convolutional layer computes, with the parameters in `cast`."
+def _layer_with(layer, cast, input):
+    "What a linear or convolutional layer computes within autocast, with the weights in `cast`."
     weight, bias = (cast.get(o, o) for o in (layer.weight, layer.bias))
-    return F.linear(x, weight, bias) if type(layer) is nn.Linear else layer._conv_forward(x, weight, bias)
-
-_CAST_LAYERS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
+    if type(layer) is nn.Linear: return F.linear(input, weight, bias)
+    return layer._conv_forward(input, weight, bias)
 
 def _casting_at_once(net, forward):
     "`forward` of `net` within autocast, whose weights are cast in one operation instead of one each."
-    def is_one(o): return type(o) in _CAST_LAYERS and o is not net and 'forward' not in vars(o)
+    def is_one(o): return type(o) in (nn.Linear, nn.Conv2d) and o is not net and 'forward' not in vars(o)
     layers = [o for o in net.modules() if is_one(o)]
-    params = dict.fromkeys(p for o in layers for p in (o.weight, o.bias) if p is not None)
-    params = [p for p in params if p.dtype == torch.float32]
+    if any(o._compiled_call_impl for o in net.modules()): return forward     # a part is compiled by itself
+    found = dict.fromkeys(p for o in layers for p in (o.weight, o.bias))
+    params = [p for p in found if isinstance(p, nn.Parameter) and p.dtype == torch.float32]
     def run(*x, **named):
         learning = [p for p in params if p.requires_grad]
         cast = dict(zip(learning, _ToBf16.apply(*learning))) if learning else {}
@@ -198,13 +200,14 @@ def _casting_at_once(net, forward):
             for o in layers: o.forward = partial(_layer_with, o, cast)
             return forward(*x, **named)
         finally:
-            for o in layers: del o.forward
+            for o in layers: vars(o).pop('forward', None)
     return run
 
 def _fast_forward(net, names, device, precision, compile):
     "The forward pass of a network in training, as a function that returns logits."
     plain = MethodType(type(net).forward, net)
-    if precision == 'bf16' and not compile: plain = _casting_at_once(net, plain)
+    together = precision == 'bf16' and getattr(net, 'cast_together', False)
+    if together and not compile: plain = _casting_at_once(net, plain)
     run = Compiled(plain) if compile else _counting_at_once(net, plain)
     def forward(*x, **named):
         if not named: x, named = arguments(net, x, names())

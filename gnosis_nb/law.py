@@ -15,15 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from scipy.optimize import least_squares
 
-from .cli import compose, compose_sweep
+from .cli import compose, compose_sweep, sweep_axes
 from .leaderboard import (
     BASELINE, KEPT, TRACKS, entry_jobs, entry_row, keep_rows, kept_row, read_entries, table_parser,
     track_settings, train_generators, verify_row)
 from .paper.sweeps import (
-    Job, done_runs, override_key, run_here, run_several_here, run_state, teacher_jobs)
+    Job, done_runs, override_key, own_images, run_here, run_several_here, run_state, teacher_jobs)
 from .progress import with_progress
 from .reproducible import pick_device
 from .run_folder import RunLocked
@@ -158,39 +157,35 @@ def grid_jobs(
 
 def _depths(cfg): return [network_options(cfg, o).get('depth') for o in ('classifier', 'teacher')]
 
-_OWN = ('dataset.shrink.train', 'trainer.num_epochs', 'classifier.depth', 'teacher.depth',
-        'teacher.weights', 'trial_id')     # settings that have columns of their own
+_OWN = {'dataset.shrink.train', 'trainer.num_epochs', 'classifier.depth', 'teacher.depth'}  # have columns
 
 def other_settings(
-    jobs:list, # of `grid_jobs`
+    given, # as `grid_jobs`
 )->list: # keys
     "What else is varied in a grid, beside images, epochs and depths."
-    values = {}
-    for o in [o for job in jobs for o in job.overrides]: values.setdefault(override_key(o), set()).add(o)
-    return [k for k, o in values.items() if len(o) > 1 and k not in _OWN]
+    return [k for k in sweep_axes(given) if k not in _OWN]
 
-def _values(job, keys):
-    "Of some settings of a run: numbers, or else as they were given."
-    given = {override_key(o): o.split('=', 1)[1] for o in job.overrides}
-    loaded = {k: yaml.safe_load(given[k]) for k in keys}
-    return {k: v if isinstance(v, (int, float)) else given[k] for k, v in loaded.items()}
+def _given(job, keys): return ' '.join(o for o in job.overrides if override_key(o) in keys)
 
 def grid_row(
     job:Job, # of `grid_jobs`
     path:str|Path, # folder of its run
-    others=(), # keys of `other_settings`, a column each
+    others=(), # keys of `other_settings`; their values are the column `given`
 )->dict: # as `entry_row`, with what was varied; `passes`: images, synthetic ones among them, times epochs
     "What came out of a run, and how much it was given."
     cfg = job.settings
     row = entry_row(job, path)
     del row['entry']
     depth, teacher_depth = _depths(cfg)
-    passes = round(1e6*row['images'])
-    return dict(row, images=cfg.dataset.shrink.train, epochs=cfg.trainer.num_epochs, passes=passes,
-                depth=depth, teacher_depth=teacher_depth, **_values(job, others),
-                disagreement=100 - row['agreement'])
+    passes, given = round(1e6*row['images']), dict(given=_given(job, others)) if others else {}
+    return dict(row, images=own_images(cfg), epochs=cfg.trainer.num_epochs, passes=passes,
+                depth=depth, teacher_depth=teacher_depth, **given, disagreement=100 - row['agreement'])
 
-_SHARED = 'device', 'data_dir', 'dataset', 'dataset.name', 'dataset.root_dir'  # of the baseline, too
+def _of_teacher(o):
+    "Does this override change what a teacher is, or what it sees?"
+    key = override_key(o)
+    of_images = key.startswith('dataset') and key != 'dataset.shrink.train'
+    return key.startswith('teacher.') or of_images or key == 'augmentation.normalization'
 
 def _teachers_of(overrides, track, trials, say):
     "Weights of the teachers that the track's baseline has, one a trial; what is missing is trained."
@@ -206,16 +201,15 @@ def _teachers_of(overrides, track, trials, say):
 
 def _each_value(overrides):
     "Lists of overrides with one value each, of overrides with several."
-    keys = [override_key(o) for o in overrides]
-    values = [o.split('=', 1)[1].split(',') for o in overrides]
-    return [[f'{k}={v}' for k, v in zip(keys, some)] for some in product(*values)]
+    axes = sweep_axes(overrides)
+    fixed = [o for o in overrides if override_key(o) not in axes]
+    return [[*fixed, *(f'{k}={v}' for k, v in zip(axes, some))] for some in product(*axes.values())]
 
 def _with_teachers(given, track, trials, say):
     "The runs of a grid, whose teachers are trained if they are not there."
-    def of_teacher(o): return override_key(o).startswith('teacher.')
-    shared, jobs = [o for o in given if override_key(o) in _SHARED], []
-    of_student = [o for o in given if not of_teacher(o)]
-    for some in _each_value([o for o in given if of_teacher(o)]):
+    shared, jobs = [o for o in given if override_key(o) in ('device', 'data_dir')], []
+    of_student = [o for o in given if not _of_teacher(o)]
+    for some in _each_value([o for o in given if _of_teacher(o)]):
         teachers = _teachers_of([*shared, *some], track, trials, say)
         jobs += grid_jobs([*of_student, *some], teachers, track)
     train_generators(jobs, track, say)
@@ -224,8 +218,8 @@ def _with_teachers(given, track, trials, say):
 def _by_cell(jobs, others):
     "The trials of each cell, the shortest first."
     def cell(o):
-        images, epochs = o.settings.dataset.shrink.train, o.settings.trainer.num_epochs
-        return images*epochs, images, epochs, str(_depths(o.settings)), str(_values(o, others))
+        images, epochs = own_images(o.settings), o.settings.trainer.num_epochs
+        return images*epochs, images, epochs, str(_depths(o.settings)), _given(o, others)
     return [[*o] for _, o in groupby(sorted(jobs, key=cell), cell)]
 
 def run_grid(
@@ -243,15 +237,15 @@ def run_grid(
     named = [] if name == 'law' else ['--name', name]
     command = shlex.join(['gnosis-law', f'track={track}', f'trials={trials}', *named,
                           *(o for o in given if override_key(o) != 'data_dir')])
-    others = other_settings(jobs)
+    others = other_settings(given)
     row_of = partial(grid_row, others=others)
     cells = _by_cell(jobs, others)
     jobs = [o for trials_of in cells for o in trials_of]
     for i, trials_of in enumerate(cells, 1):
         todo = [o.settings for o in trials_of if o.identity not in done]
         if not todo: continue
-        own = [f'{todo[0].dataset.shrink.train:,} images', f'{todo[0].trainer.num_epochs} epochs',
-               *(f'{k}={v}' for k, v in _values(trials_of[0], others).items())]
+        own = [f'{own_images(todo[0]):,} images', f'{todo[0].trainer.num_epochs} epochs',
+               *[_given(trials_of[0], others)]*bool(others)]
         say(f"{i} of {len(cells)}: {', '.join(own)}, {len(todo)} of {len(trials_of)} runs")
         run_several_here('image_classification', todo)
         done = done_runs(data_dir)
@@ -267,14 +261,14 @@ def _cell_verified(r, row, given, say):
     "Does the run of a row of a kept grid come back?"
     kept = r.rows.iloc[row]
     jobs = _with_teachers(given, r.scale, int(kept.trial) + 1, say)
-    others = other_settings(jobs)
+    others, columns = other_settings(given), [*_CELL, *['given']*('given' in kept)]
     def same(job):
         cfg = job.settings
-        found = [cfg.trial_id, cfg.dataset.shrink.train, cfg.trainer.num_epochs, *_depths(cfg),
-                 *_values(job, others).values()]
-        return all(kept[k] == o for k, o in zip(['trial', *_CELL, *others], found) if pd.notna(kept[k]))
-    job = next(o for o in jobs if same(o))
-    return verify_row(r, row, job, partial(grid_row, others=others), [*_CELL, *others], say)
+        found = [cfg.trial_id, own_images(cfg), cfg.trainer.num_epochs, *_depths(cfg), _given(job, others)]
+        return all(kept[k] == o for k, o in zip(['trial', *columns], found) if pd.notna(kept[k]))
+    found = [o for o in jobs if same(o)]
+    if not found: raise ValueError(f'row {row}: the kept command has no such run')
+    return verify_row(r, row, found[0], partial(grid_row, others=others), columns, say)
 
 def law_command(
     args=None, # of the command line; None: those of this process
@@ -293,6 +287,6 @@ def law_command(
             sys.exit(0 if _cell_verified(r, row, given, say) else 1)
         if not any(',' in o for o in rest): p.error('SETTING: expected several values of one, 500,1000,2000')
         rows = run_grid(rest, track, trials, a.results or (KEPT if a.keep else None), say, a.name)
-        fits = all(rows[k].nunique() > 2 for k in ('images', 'epochs'))
+        fits = 'given' not in rows and all(rows[k].nunique() > 2 for k in ('images', 'epochs'))
         print((compare_laws(rows) if fits else rows).round(3).to_string(index=False))
     except (ValueError, OSError, RunLocked) as e: sys.exit(f"error: {' '.join(str(e).split())}")

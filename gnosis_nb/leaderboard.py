@@ -24,9 +24,9 @@ from .checkpoint import load_checkpoint
 from .cli import compose
 from .paper.reproduce import comes_back
 from .paper.sweeps import (
-    OF_ALL, Job, Results, add_independent, collect, done_runs, load_results, made_with, override_key,
-    own_images, run_here, run_several_here, run_state, save_results, shown_images, take_settings,
-    teacher_jobs, train, wants_generator)
+    OF_ALL, Job, Results, add_independent, collect, done_runs, load_results, made_with, minutes_of,
+    override_key, own_images, run_here, run_several_here, run_state, save_results, shown_images,
+    take_settings, teacher_jobs, train, wants_generator)
 from .paper.trials import interval
 from .reproducible import pick_device
 from .run_folder import RunLocked
@@ -259,7 +259,7 @@ def keep_rows(
     provenance, packages = made_with(rows.path)
     states = [run_state(o) for o in rows.path]
     facts = dict(what=TRACKS[track].what, device=states[0]['device'], runs=len(rows),
-                 date=max(o['finished'] for o in states)[:10], minutes=round(rows.seconds.sum()/60, 1),
+                 date=max(o['finished'] for o in states)[:10], minutes=minutes_of(states),
                  command=command, provenance=provenance)
     return save_results(Results(name, track, rows.drop(columns='path'), facts, packages), folder)
 

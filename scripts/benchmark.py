@@ -126,8 +126,9 @@ def run_rounds(args, makers):
         rounds = []
         for i in range(args.rounds):
             rounds.append([o.round() for o in contenders])
-            values = ', '.join(f'{o.name} {value:,.4g}' for o, (value, _) in zip(contenders, rounds[-1]))
-            print(f'round {i + 1} of {args.rounds}: {values}', flush=True)
+            values = [f'{o.name} {value:,.0f}' if value > 1000 else f'{o.name} {value:.4g}'
+                      for o, (value, _) in zip(contenders, rounds[-1])]
+            print(f"round {i + 1} of {args.rounds}: {', '.join(values)}", flush=True)
     finally:
         for o in contenders: o.stop()
     return {o.name: ([value for value, _ in mine], mine[-1][1]) for o, mine in zip(contenders, zip(*rounds))}

@@ -48,6 +48,7 @@ class VGG(nn.Module):
 
     Images `[batch, in_channels, input_size, input_size]` to logits `[batch, num_classes]`. Raises
     `ValueError` for another depth or image size."""
+    cast_together = True  # its layers are only called, so that their weights may be cast to bf16 at once
     def __init__(self,
         num_classes:int, # number of classes
         depth:int=16, # layers with weights: 11, 13, 16 or 19
@@ -112,6 +113,7 @@ class ResNetCIFAR(nn.Module):
 
     Images `[batch, in_channels, height, width]` to logits `[batch, num_classes]`. Raises `ValueError` for
     another depth."""
+    cast_together = True  # its layers are only called, so that their weights may be cast to bf16 at once
     def __init__(self,
         num_classes:int, # number of classes
         depth:int=20, # layers with weights: 6n+2

@@ -105,6 +105,7 @@ class PreResNet(nn.Module):
 
     Images `[batch, in_channels, input_size, input_size]` to logits `[batch, num_classes]`. Raises
     `ValueError` for a depth without three equal stages, an unknown norm, or images below 8 pixels."""
+    cast_together = True  # its layers are only called, so that their weights may be cast to bf16 at once
     def __init__(self,
         num_classes:int, # number of classes
         depth:int=20, # layers with weights: 6n+2; with skip connections 9n+2 (bottlenecks) from 44 on

@@ -31,9 +31,10 @@ from ..learner import teacher_learner
 from ..models import build_classifier
 from .claims import CLAIMS, check_claims, setting_of, settings_needed
 from .reproduce import figure, figure_parser, keep_figure
-from .sweeps import (
-    OF_ALL, SWEEPS, TRAINING_SETS, command_of, done_runs, override_key, pool_key, run_here, run_several_here,
-    settings_row, shown_images, sweep_jobs, take_settings, teacher_jobs, teacher_pools, wants_generator)
+from gnosis_nb.paper.sweeps import (
+    OF_ALL, SWEEPS, TRAINING_SETS, command_of, done_runs, override_key, own_images, pool_key, run_here,
+    run_several_here, settings_row, shown_images, sweep_jobs, take_settings, teacher_jobs, teacher_pools,
+    wants_generator)
 from ..reproducible import pick_device
 from ..run_folder import RunLocked
 from ..settings import ConfigError, network_options, teacher_recipe
@@ -69,8 +70,8 @@ def _training_set(cfg):
     "How many training images of which shape: images, channels, pixels, classes."
     data = cfg.dataset
     images, channels, size, classes = _size_of_set(data.name, data.root_dir, data.download)
-    images = data.shrink.train or getattr(data, 'num_data', None) or images
-    return images, channels, data.shrink.size or getattr(data, 'size', None) or size, classes
+    size = data.shrink.size or getattr(data, 'size', None) or size
+    return own_images(cfg) or images, channels, size, classes
 
 def _network_spec(cfg, who):
     _, channels, size, classes = _training_set(cfg)

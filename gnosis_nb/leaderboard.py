@@ -24,8 +24,8 @@ from .checkpoint import load_checkpoint
 from .cli import compose
 from .paper.reproduce import comes_back
 from .paper.sweeps import (
-    OF_ALL, Job, Results, add_independent, collect, done_runs, load_results, made_with, minutes_of,
-    override_key, own_images, run_here, run_several_here, run_state, save_results, shown_images,
+    OF_ALL, Job, Results, add_independent, collect, done_runs, load_results, made_with, override_key,
+    own_images, run_here, run_several_here, run_state, save_results, shown_images,
     take_settings, teacher_jobs, train, wants_generator)
 from .paper.trials import interval
 from .reproducible import pick_device
@@ -144,7 +144,7 @@ def entry_row(
     job:Job, # of `entry_jobs`
     path:str|Path, # folder of its run
 )->dict: # shares in percent
-    "What came out of a run."
+    "What came out of a run; `seconds` from its start to its end, also where others ran beside it."
     values = pd.read_csv(Path(path)/'fidelity_statistics.csv', index_col='statistic').value
     row = {k: values.get(name, np.nan) for k, name in MEASURES.items()}
     row.update({k: 100*row[k] for k in ('agreement', 'accuracy', 'ece')})
@@ -259,7 +259,7 @@ def keep_rows(
     provenance, packages = made_with(rows.path)
     states = [run_state(o) for o in rows.path]
     facts = dict(what=TRACKS[track].what, device=states[0]['device'], runs=len(rows),
-                 date=max(o['finished'] for o in states)[:10], minutes=minutes_of(states),
+                 date=max(o['finished'] for o in states)[:10], minutes=round(rows.seconds.sum()/60, 1),
                  command=command, provenance=provenance)
     return save_results(Results(name, track, rows.drop(columns='path'), facts, packages), folder)
 

@@ -7,14 +7,13 @@ __all__ = ['SWEEPS', 'SCALES', 'POLICY_NAMES', 'TRAINING_SETS', 'OF_ALL', 'comma
            'shown_images', 'settings_row', 'result_row', 'run_state', 'done_runs', 'collect', 'override_key',
            'take_settings', 'pool_key', 'teacher_pools', 'teacher_jobs', 'run_here', 'run_several_here',
            'wants_generator', 'train', 'evaluation_batches', 'ensemble_logits', 'add_independent', 'Results',
-           'minutes_of', 'made_with', 'results', 'save_results', 'load_results']
+           'made_with', 'results', 'save_results', 'load_results']
 
 # %% ../../nbs/62_paper.sweeps.ipynb #4126059a
 import io, json, re, subprocess, sys, time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -432,16 +431,8 @@ def _data_in_words(cfg):
     if less.get('size'): words.append(f"{less['size']} pixels")
     return ', '.join(words)
 
-def minutes_of(
-    states:list, # of runs, `run_state`
-)->float: # on CUDA those of runs at the same time count once; a CPU's runs have a core each
-    "How long runs took together, in minutes."
-    spans = sorted((pd.Timestamp(o['started']), pd.Timestamp(o['finished'])) for o in states)
-    if states and states[0]['device'].startswith('cuda'):
-        ends = [None, *accumulate((end for _, end in spans), max)]           # of all runs before
-        spans = [(max(start, before or start), max(end, before or end))
-                 for (start, end), before in zip(spans, ends)]
-    return round(sum((end - start).total_seconds() for start, end in spans)/60, 1)
+def _minutes(state):
+    return (pd.Timestamp(state['finished']) - pd.Timestamp(state['started'])).total_seconds()/60
 
 def made_with(
     paths, # folders of runs, one a row of a table
@@ -485,7 +476,7 @@ def results(
         runs=len(rows),
         of=len({o.identity for o in jobs}),
         looks=looks,
-        minutes=minutes_of(states),
+        minutes=round(sum(_minutes(s) for s in states), 1),
         epochs=sorted(map(int, rows.epochs.unique())),
         versions={k: states[0][k] for k in ('torch', 'fastai', 'python')},
         command=' '.join(['gnosis-figure', name, f'scale={scale}', *overrides]),

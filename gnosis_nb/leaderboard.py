@@ -36,7 +36,7 @@ from .settings import ConfigError
 ENTRIES = Path(__file__).parent/'entries' if '__file__' in globals() else Path('../gnosis_nb/entries')
 BASELINE = 'baseline'   # the entry that all others are compared with
 _FIXED = ('dataset', 'classifier', 'scale', 'experiment', 'trial_id', 'seed', 'data_dir', 'device', 'force',
-          'trainer.num_epochs', 'trainer.eval_period', 'teacher.num_components')
+          'trainer.num_epochs', 'trainer.eval_period', 'dataloader.batch_size', 'teacher.num_components')
 
 @dataclass
 class Entry:
@@ -46,6 +46,7 @@ class Entry:
     settings:list         # as on the command line
     source:str=''         # who proposed it
     epochs:float=1.       # of the student, for each of the baseline's
+    batch:float=1.        # its own images in a batch, for each of the baseline's
 
     def __post_init__(self):
         if not isinstance(self.settings, list) or not all(isinstance(o, str) for o in self.settings):
@@ -54,18 +55,19 @@ class Entry:
             if '=' not in o: raise ConfigError(f'{self.name}: settings: {o}: expected name=value')
             if (key := override_key(o)) in _FIXED or key.startswith(('dataset.', 'classifier.', 'hydra')):
                 raise ConfigError(f'{self.name}: settings: {key} is the same for all entries')
-        if not isinstance(self.epochs, (int, float)) or not self.epochs > 0:
-            raise ConfigError(f'{self.name}: epochs: {self.epochs!r}: expected a number > 0')
+        for key in ('epochs', 'batch'):
+            if not isinstance(value := getattr(self, key), (int, float)) or not value > 0:
+                raise ConfigError(f'{self.name}: {key}: {value!r}: expected a number > 0')
 
 def read_entry(
-    path:str|Path, # a YAML file with what and settings, perhaps source and epochs
+    path:str|Path, # a YAML file with what and settings, perhaps source, epochs and batch
 )->Entry:
     "The entry in a file. Raises `ConfigError` that names the file and the key."
     path = Path(path)
     try: found = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise ConfigError(f"{path}: expected a YAML file, {' '.join(str(e).split())}") from None
-    known = {'what', 'settings', 'source', 'epochs'}
+    known = {'what', 'settings', 'source', 'epochs', 'batch'}
     if not isinstance(found, dict): raise ConfigError(f"{path}: expected keys {', '.join(sorted(known))}")
     if odd := sorted(map(str, {*found} - known)):
         raise ConfigError(f"{path}: {odd[0]}: expected one of {', '.join(sorted(known))}")
@@ -108,10 +110,12 @@ def entry_jobs(
 )->list: # of `Job`, one a trial
     "The runs of an entry. Raises `ConfigError` for settings that a run does not know."
     base, jobs = [*TRACKS[track].settings, *overrides], []
-    epochs = max(1, round(entry.epochs*compose(base).trainer.num_epochs))
+    cfg = compose(base)
+    epochs, batch = (max(1, round(o)) for o in (
+        entry.epochs*cfg.trainer.num_epochs, entry.batch*cfg.dataloader.batch_size))
+    own = [f'trainer.num_epochs={epochs}', f'trainer.eval_period={epochs}', f'dataloader.batch_size={batch}']
     for trial in range(trials):
-        given = [*base, *entry.settings, f'trainer.num_epochs={epochs}', f'trainer.eval_period={epochs}',
-                 'exp_name=leaderboard', f'trial_id={trial}']
+        given = [*base, *entry.settings, *own, 'exp_name=leaderboard', f'trial_id={trial}']
         try: cfg = compose(given)
         except ConfigError as e: raise ConfigError(f'{entry.name}: settings: {e}') from None
         jobs.append(Job(entry.name, given, replace(cfg, device=str(pick_device(cfg.device)))))

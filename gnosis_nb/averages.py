@@ -8,6 +8,7 @@ __all__ = ['WeightAverage']
 # %% ../nbs/34b_averages.ipynb #6f219d14
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.tracker import SaveModelCallback
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
@@ -24,7 +25,8 @@ class WeightAverage(Callback):
     """Average a network's weights. The average is evaluated, and takes their place after the fit.
 
     Raises `ValueError` for an unknown kind or a number out of range; in a fit, for an optimiser that is not
-    of torch.optim. (EMA: Polyak and Juditsky 1992; SWA: Izmailov et al. 2018, algorithm 1)"""
+    of torch.optim, and beside `SaveModelCallback`, which would save other weights than are evaluated.
+    (EMA: Polyak and Juditsky 1992; SWA: Izmailov et al. 2018, algorithm 1)"""
     order = 98  # after `FidelityTable`, which decides whether there is an evaluation
     def __init__(
         self,
@@ -43,6 +45,9 @@ class WeightAverage(Callback):
         predicts = hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')
         self.run = not predicts and self.opt is not None
         if not self.run: return
+        if any(isinstance(o, SaveModelCallback) for o in self.learn.cbs):
+            raise ValueError('cbs: expected no SaveModelCallback beside WeightAverage: it would save the '
+                             'weights that are trained, not their average, which is evaluated')
         self.average, self.refreshed = AveragedModel(self.model).requires_grad_(False), 0
         if self.kind == 'ema': self._listen()
 

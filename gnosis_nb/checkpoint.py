@@ -41,6 +41,15 @@ def _digest(tensors):
         h.update(t.view(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
+def _apart(tensors):
+    "The same values, each in memory of its own: tied weights share theirs."
+    found, known = {}, set()
+    for k, o in tensors.items():
+        place = o.untyped_storage().data_ptr()
+        found[k] = o.clone() if place in known else o
+        known.add(place)
+    return found
+
 def save_checkpoint(
     path:str|Path, # without suffix, or with '.safetensors'
     model:nn.Module|dict, # a module or a state dict
@@ -50,7 +59,7 @@ def save_checkpoint(
     path = Path(path)
     if path.suffix != '.safetensors': path = path.with_name(path.name + '.safetensors')
     state = model.state_dict() if isinstance(model, nn.Module) else model
-    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    tensors = _apart({k: v.detach().cpu().contiguous() for k, v in state.items()})
     info.update(weights=_digest(tensors), versions=dict(gnosis_nb=__version__, torch=torch.__version__))
     data = save(tensors, metadata=dict(gnosis_nb=json.dumps(info)))
     return write_atomic(path, lambda tmp: tmp.write_bytes(data))

@@ -14,7 +14,7 @@ import torch
 from torch import nn, Tensor
 from fastai.torch_core import to_device
 
-from .adapt import Batches, arguments, as_model, module_device, plain_tensor
+from .adapt import Batches, arguments, as_model, call, module_device, plain_tensor, uncompiled
 from .metrics import sum_dtype, evaluating
 
 # %% ../nbs/03_cka.ipynb #ef1b4330
@@ -183,8 +183,7 @@ def _look(net, seen, layers, xs, names=None):
     "Features [batch, channels] of each of `layers`, after a call of `net` in which `seen` was watched."
     seen.clear()
     given, named = arguments(net, xs, names)
-    # in training, `net.forward` may be compiled, which has no hooks
-    out = type(net).forward(net, *given, **named)
+    out = call(net, *given, **named)
     out = out if isinstance(out, Tensor) else xs[0]
     for layer in layers:
         if layer not in seen:
@@ -199,7 +198,7 @@ def _backbone(model):
     "The network that is compared: the model itself, or the first component of an ensemble."
     model = as_model(model)
     models = getattr(model, 'models', None)
-    return models[0] if isinstance(models, nn.ModuleList) and len(models) else model
+    return uncompiled(models[0] if isinstance(models, nn.ModuleList) and len(models) else model)
 
 def stages(
     model:nn.Module, # a network, or an ensemble, of which the first component is looked at
@@ -222,7 +221,8 @@ def _batches(dl, nets):
     read, empty = Batches(dl), True
     for batch in read.dl:
         empty = False
-        if isinstance(batch, Mapping): xs = read.split(batch)[0]
+        if isinstance(batch, Mapping) or isinstance(batch, (tuple, list)) and len(batch) > 2:
+            xs = read.split(batch)[0]
         else: xs = tuple(map(plain_tensor, batch[:1] if isinstance(batch, (tuple, list)) else [batch]))
         yield [to_device(xs, module_device(net, xs[0].device)) for net in nets], read.names
     if empty: raise ValueError('dl: expected at least one batch')

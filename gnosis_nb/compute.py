@@ -21,7 +21,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .adapt import arguments, logits_of
+from .adapt import arguments, call, logits_of, take_back, uncompiled
 from .cka import watching
 from .models import ClassifierEnsemble
 
@@ -234,14 +234,21 @@ def exact_output(
 ) -> Callable: # call it to undo this
     "Compute the last linear layer in fp32 within autocast, for logits of bf16 have ties."
     linear = [o for o in net.modules() if isinstance(o, nn.Linear) and o is not net][-1:]
+    linear = [o for o in linear if 'forward' not in vars(o)]  # of its own
     for o in linear: o.forward = partial(_exact, o)
     return lambda: [vars(o).pop('forward', None) for o in linear]
+
+def _copied(net):
+    "A copy that nothing else calls, as its owner wrote it."
+    net = copy.deepcopy(uncompiled(net))
+    take_back(net)
+    return net
 
 def cast_weights(
     net:nn.Module, # in evaluation mode
 ) -> nn.Module: # a copy
     "Weights in bf16, as autocast would cast them in every call; its last layer is exact."
-    net = copy.deepcopy(net)
+    net = _copied(net)
     for o in net.modules():
         if isinstance(o, (nn.Linear, nn.modules.conv._ConvNd)): o.to(torch.bfloat16)
     for o in [o for o in net.modules() if isinstance(o, nn.Linear)][-1:]: o.float()
@@ -265,7 +272,7 @@ class Frozen:
         self.many, cuda = isinstance(net, ClassifierEnsemble), self.device.type == 'cuda'
         nets = list(net.models) if self.many else [net]
         if precision == 'bf16': nets = [cast_weights(o) for o in nets]
-        elif compile or layers: nets = [copy.deepcopy(o) for o in nets]  # with code or hooks of their own
+        elif compile or layers: nets = [_copied(o) for o in nets]  # with code or hooks of their own
         self.nets, self.streams, self.hooks = nets, None, ExitStack()
         self.cooled = net.cooled if self.many else lambda z: z
         self.seen = self.hooks.enter_context(watching(nets[0], layers, lambda o: o))
@@ -292,8 +299,7 @@ class Frozen:
 
     def _answer(self, net, x):
         given, named = arguments(net, x, self.names())
-        # the class's forward: a network that learns elsewhere has another one for the time being
-        logits = logits_of(type(net).forward(net, *given, **named))
+        logits = logits_of(call(net, *given, **named))
         return logits, *[self.seen.pop(o) for o in self.layers if net is self.nets[0]]
 
     def _logits(self, *x):

@@ -19,18 +19,30 @@ from fastai.callback.mixup import MixHandler
 from fastai.layers import NoneReduce
 from fastcore.basics import patch
 
-from .adapt import as_model, ask
+from .adapt import as_model, ask, check_order, logits_of, own_forward
 from .cka import has_stages, stage_cka, stage_features
 from .compute import Frozen
 from .data.loaders import BatchLoader
 from .devices import team
-from .engine import divergence
+from .engine import divergence, listens, warn_once
 from .program import SoFar
 from .losses import ForwardCrossEntropy, StudentLoss
 from .metrics import FidelityMeter
 from .progress import ProgressLine
 
 # %% ../nbs/34_distill.ipynb #27e55cf5
+def _may_change(cb, order):
+    "Whether a callback before this order may give the network other inputs than the loader did."
+    if isinstance(cb, MixHandler): return True
+    fastais = type(cb).__module__.startswith('fastai.')
+    return cb.order < order and listens(cb, 'before_batch') and not fastais
+
+def _learns_too(teacher, student):
+    "Whether a teacher changes while a student learns."
+    learning = {o for o in student.parameters() if o.requires_grad}
+    norms = {o for o in student.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm)}
+    return bool(learning & {*teacher.parameters()} or norms & {*teacher.modules()})
+
 class Distillation(Callback):
     "Train the Learner's model to match `teacher` (Hinton et al. 2015; Stanton et al. 2021, eq. 2-3)."
     order = 95  # after every callback that changes the batch
@@ -56,11 +68,16 @@ class Distillation(Callback):
 
     def before_fit(self):
         self.mixes = next((o for o in self.learn.cbs if isinstance(o, MixHandler)), None)
+        self.changes = next((o for o in self.learn.cbs if _may_change(o, self.order)), None)
+        self.ordered = False
         predicts = hasattr(self.learn, 'gather_preds')  # `get_preds` needs the plain loss
         if self.teacher is None and predicts: return
         if self.teacher is None:
-            raise ValueError("teacher=None: an exported Learner has no teacher; put Distillation(teacher) in "
-                             "the place of this callback")
+            raise ValueError("teacher=None: an exported or copied Learner has no teacher; put "
+                             "Distillation(teacher) in the place of this callback")
+        if _learns_too(self.teacher, self.model):
+            raise ValueError("teacher: expected a network that does not change while the student learns, but "
+                             "they share layers; copy.deepcopy(teacher) has its own")
         self.answers, device = {}, next(self.model.parameters()).device
         teacher = self.teacher.to(device).eval()
         for o in self.loss.to(device).modules():
@@ -82,7 +99,8 @@ class Distillation(Callback):
         if self.teacher is None: return
         if len(learn.yb) > 1: self.row_temp, learn.yb = learn.yb[1], learn.yb[:1]
         else: self.row_temp = self.temp
-        rows = getattr(learn.dl, 'made_of', None) if self.mixes is None else None
+        if not self.ordered: self._check_order()
+        rows = getattr(learn.dl, 'made_of', None) if self.changes is None else None
         learn.teacher_logits = self._ask() if rows is None else self._recall(rows)
 
     def __getstate__(self): # of `learn.export`
@@ -90,7 +108,10 @@ class Distillation(Callback):
     def state_dict(self): return dict(self.loss.state_dict())  # a schedule, random numbers
     def load_state_dict(self, state): self.loss.load_state_dict(state)
 
-    def after_fit(self):
+    def after_fit(self): self.clean_up()
+
+    def clean_up(self):
+        "Leave the Learner as it was, also after an interrupted fit."
         self.answers = {}
         own = self.learn.loss_func
         if isinstance(own, _Objective): self.learn.loss_func = own.plain
@@ -102,6 +123,8 @@ def _is_cross_entropy(loss):
     own = getattr(loss, 'func', loss)  # fastai's losses have torch's inside
     if not isinstance(own, nn.CrossEntropyLoss): return False
     return (own.weight, own.label_smoothing, own.reduction, own.ignore_index) == (None, 0, 'mean', -100)
+
+def _same(o): return o
 
 class _Objective:
     "The student's loss in the place of the Learner's own, `plain`, which comes back after the fit."
@@ -120,7 +143,7 @@ class _Objective:
     def __call__(self, pred, targets, *extra):
         teacher_logits, temp, *rest = extra or self.extra()
         n = len(self.cb.feature_loss.names[1]) if self.cb.compares_features() else 0
-        loss = self.cb.loss(teacher_logits, pred, targets, temp, self._label_loss(*rest[n:]))
+        loss = self.cb.loss(teacher_logits, logits_of(pred), targets, temp, self._label_loss(*rest[n:]))
         return loss + self.cb.feature_loss.compare(rest[:n]) if n else loss
 
     def _label_loss(self, other=None, share=None):
@@ -147,6 +170,7 @@ class _Objective:
         found = (v for o in self.cb.loss.modules() for v in vars(o).values())
         return tuple(v for v in found if isinstance(v, torch.Generator) and v.device.type == 'cuda')
 
+    def __reduce__(self): return _same, (self.plain,)  # of `learn.export` after an interrupted fit
     def __getattr__(self, name): return getattr(self.__dict__['plain'], name)  # e.g. its activation
 
 # %% ../nbs/34_distill.ipynb #10ddbda0
@@ -175,11 +199,19 @@ def _reads(self:Distillation):
 @patch
 def _check_outputs(self:Distillation, device):
     dl, n = self.dls.train, len(self.outputs)
-    if self.mixes is not None:
-        raise ValueError("outputs: expected None with MixUp or CutMix, which mix inputs")
+    if self.changes is not None:
+        what = 'mixes inputs' if self.mixes is not None else 'may change inputs'
+        raise ValueError(f"outputs: expected None with {type(self.changes).__name__}, which {what}")
     if not getattr(dl, 'repeats', False) or dl.n_inputs != n:
         raise ValueError(f"outputs: expected those to the inputs of dls.train, found outputs to {n:,} inputs")
     self.outputs.to(device)
+
+@patch
+def _check_order(self:Distillation):
+    "A Learner without `StepEngine` gives the student named inputs by position."
+    names, model = getattr(self.dl, 'input_names', None), self.model
+    if names and vars(model).get('forward') is own_forward(model): check_order(model, names)
+    self.ordered = True
 
 @patch
 def _recall(self:Distillation, rows):
@@ -324,7 +356,7 @@ class FidelityTable(Callback):
     def after_batch(self):
         learn = self.learn  # to look there at once
         y, known = learn.yb[0], vars(learn)
-        self.pending.append((learn.pred.detach(), y, known.get('teacher_logits')))
+        self.pending.append((logits_of(learn.pred).detach(), y, known.get('teacher_logits')))
         self.losses.append(learn.loss.detach()[None])
         self.sizes.append(y.shape[0])
         if learn.training:
@@ -346,7 +378,7 @@ class FidelityTable(Callback):
         self._check('train')
 
     def after_validate(self):
-        if self.skip_valid: return
+        if self.skip_valid or not self.sizes: return
         self.row.update(self._summary('test'))
         if 'epoch' in self.row: self._check('test')
         if getattr(self.learn, 'teacher', None) is None: return
@@ -440,7 +472,10 @@ def _cka(self:FidelityTable):
     known, repeats = self.teacher_features.get(self.dl), getattr(self.dl, 'made_of', None) is not None
     if known is None and repeats and not self.dl.shuffle and has_stages(self.learn.teacher):
         known = self.teacher_features[self.dl] = stage_features(self.learn.teacher, self.dl)
-    return stage_cka(self.model, self.learn.teacher, self.dl, teacher_features=known)
+    try: return stage_cka(self.model, self.learn.teacher, self.dl, teacher_features=known)
+    except ValueError as e: # layers that are never called, or not for each example
+        warn_once(self.learn, f'no CKA of stages: {e}')
+        return []
 
 # %% ../nbs/34_distill.ipynb #c14193ae
 @patch
@@ -510,7 +545,8 @@ class TeacherSchedule(Callback):
             net = self.stages[stage].to(next(self.model.parameters()).device).eval()
             engine = getattr(self.learn, 'step_engine', None)
             layers = vars(self.learn).get('teacher_layers', ())
-            self.asked = Frozen(net, layers=layers) if engine is None else engine.frozen(net)
+            def names(): return getattr(self.dl, 'input_names', None)
+            self.asked = Frozen(net, names=names, layers=layers) if engine is None else engine.frozen(net)
 
     def after_train(self): self.learn.ask_teacher = self.final
 

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
-from types import MethodType
 
 import torch
 import torch.nn as nn
@@ -25,7 +24,7 @@ from fastai.torch_core import to_detach, to_float
 from fastcore.basics import patch
 from fastcore.xtras import modify_exception
 
-from .adapt import arguments, logits_of
+from .adapt import arguments, logits_of, put_before, take_back
 from .compute import Captured, Compiled, CudaGraph, Frozen, autocast, describe_error, exact_output
 from .compute import keep_memory, pick_channels_last, pick_compile, pick_precision
 from .together import let_others
@@ -139,7 +138,7 @@ class StepEngine(Callback):
 
     def clean_up(self):
         "Leave the network, the optimiser and torch as they were, also after an interrupted fit."
-        vars(self.model).pop('forward', None)
+        take_back(self.model)
         self.step = None  # recordings hold memory
         for undo in self.undo: undo()
         self.undo = []
@@ -205,7 +204,7 @@ def _casting_at_once(net, forward):
 
 def _fast_forward(net, names, device, precision, compile):
     "The forward pass of a network in training, as a function that returns logits."
-    plain = MethodType(type(net).forward, net)
+    plain = net.forward
     together = precision == 'bf16' and getattr(net, 'cast_together', False)
     if together and not compile: plain = _casting_at_once(net, plain)
     run = Compiled(plain) if compile else _counting_at_once(net, plain)
@@ -226,7 +225,7 @@ def _prepare(self:StepEngine, device, precision, compile):
     if teacher is not None: self.learn.ask_teacher = self.frozen(teacher)
     compile_student = compile and (device.type == 'cuda' or self.compile is True)
     if precision == 'bf16': self.undo.append(exact_output(self.model))
-    self.model.forward = _fast_forward(self.model, self._names, device, precision, compile_student)
+    put_before(self.model, _fast_forward(self.model, self._names, device, precision, compile_student))
     if device.type == 'cuda': self.undo.append(fastest_algorithms())
 
 @patch

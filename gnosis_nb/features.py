@@ -17,7 +17,7 @@ from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .adapt import arguments, plain_tensor
+from .adapt import arguments, call, plain_tensor
 from .cka import stages, watching
 from .compute import Frozen
 from .distill import Distillation
@@ -208,7 +208,7 @@ def _activations(net, names, xs, inputs=None):
         return plain_tensor(a), a._version
     with evaluating(net), watching(net, names, keep) as versions:
         given, named = arguments(net, xs, inputs)
-        type(net).forward(net, *given, **named)
+        call(net, *given, **named)
         for name in names:
             a, before = versions.get(name, (None, None))
             if a is None:

@@ -12,7 +12,8 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 
 from .losses import AveragedSymmetrizedKL, DistillationLoss, HardCrossEntropy, LOSSES
-from .losses import at_least_float32, check_pair, kl_divergence, reduce_ensemble_logits
+from .losses import at_least_float32, check_pair, check_student, kl_divergence
+from .losses import reduce_ensemble_logits
 
 # %% ../nbs/04_losses_beyond.ipynb #abb65d70
 def _others(log_p, y):
@@ -109,6 +110,7 @@ class LogitMSE(DistillationLoss):
         temp:float|Tensor=1., # has no effect
     ) -> Tensor: # scalar
         check_pair(teacher_logits, student_logits)
+        check_student(student_logits)
         return F.mse_loss(at_least_float32(student_logits), at_least_float32(self.combine(teacher_logits)))
 
 # %% ../nbs/04_losses_beyond.ipynb #18209e73
@@ -148,6 +150,7 @@ class LogitStandardization(nn.Module):
         temp:float|Tensor=1., # τ > 0 of standardised logits: a number, or [batch, 1] for one per example
         **known, # what else `loss` asks for
     ) -> Tensor: # scalar
+        check_student(student_logits)
         z_t, z_s = standardize_logits(teacher_logits), standardize_logits(student_logits)
         return self.loss(z_t, z_s, temp, **known)
 

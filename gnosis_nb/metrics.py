@@ -8,14 +8,15 @@ __all__ = ['sum_dtype', 'check_targets', 'labelled_rows', 'accuracy', 'log_probs
            'Agreement', 'PredictiveKL', 'update_meters', 'report_meters', 'fidelity_report']
 
 # %% ../nbs/02_metrics.ipynb #5b1bd9ba
+import math
 from contextlib import contextmanager
 import torch
 from torch import nn, Tensor
 from fastai.learner import Metric
 from fastai.torch_core import to_device
 
-from .adapt import Batches, as_model, ask, module_device, plain_tensor
-from .losses import check_pair, kl_divergence, reduce_ensemble_logits
+from .adapt import Batches, as_model, ask, logits_of, module_device, plain_tensor
+from .losses import check_pair, reduce_ensemble_logits
 
 # %% ../nbs/02_metrics.ipynb #5609d7d1
 def sum_dtype(
@@ -45,7 +46,11 @@ def labelled_rows(
 ) -> tuple: # logits and targets of the rows that have a label
     "Leave out the rows without a label. Raises `ValueError` unless there is one target per row."
     check_targets(logits, targets)
-    return logits[targets != -100], targets[targets != -100]
+    return logits[targets != -100], targets[targets != -100].long()
+
+def _where_known(holds, *logits):
+    "0 or 1 in each row; NaN where logits are."
+    return holds.float() + sum(0*z.amax(-1) for z in logits)
 
 def accuracy(
     logits:Tensor, # [batch, classes] or [batch, m, classes]
@@ -53,7 +58,8 @@ def accuracy(
 ) -> float: # in [0, 1]
     "Share of labelled rows whose top class is the target. Raises `ValueError` if there are none."
     logits, targets = labelled_rows(logits, targets)
-    return _mean((reduce_ensemble_logits(logits).argmax(-1) == targets).float())
+    z = reduce_ensemble_logits(logits)
+    return _mean(_where_known(z.argmax(-1) == targets, z))
 
 # %% ../nbs/02_metrics.ipynb #65696e16
 def log_probs(
@@ -103,8 +109,8 @@ def ece(
     check_bins(n_bins)
     if not len(targets): return _mean(targets)
     z = reduce_ensemble_logits(logits)
-    conf, correct = log_probs(z).amax(-1).exp(), z.argmax(-1) == targets
-    return _gap_sums(conf, correct.float(), n_bins).abs().sum().item() / len(targets)
+    conf, correct = log_probs(z).amax(-1).exp(), _where_known(z.argmax(-1) == targets, z)
+    return _gap_sums(conf, correct, n_bins).abs().sum().item() / len(targets)
 
 # %% ../nbs/02_metrics.ipynb #83207ca9
 def agreement(
@@ -115,8 +121,8 @@ def agreement(
 
     Raises `ValueError` if there are no rows, or the models differ in classes or rows."""
     check_pair(teacher_logits, student_logits)
-    top_t, top_s = (reduce_ensemble_logits(z).argmax(-1) for z in (teacher_logits, student_logits))
-    return _mean((top_t == top_s).float())
+    z_t, z_s = (reduce_ensemble_logits(z) for z in (teacher_logits, student_logits))
+    return _mean(_where_known(z_t.argmax(-1) == z_s.argmax(-1), z_t, z_s))
 
 # %% ../nbs/02_metrics.ipynb #ed4499c1
 def kl_rows(
@@ -124,7 +130,8 @@ def kl_rows(
     log_s:Tensor, # the student's
 ) -> Tensor: # nats, [batch]
     "KL(p_t || p_s) of each example."
-    return kl_divergence(log_t, log_s).squeeze(-1)
+    terms = log_t.exp()*(log_t - log_s)
+    return terms.where(log_t != -math.inf, 0).sum(-1)
 
 def predictive_kl(
     teacher_logits:Tensor, # [batch, classes] or [batch, m, classes]
@@ -135,15 +142,15 @@ def predictive_kl(
     Raises `ValueError` if there are no rows, or the models differ in classes or rows."""
     check_pair(teacher_logits, student_logits)
     value = _mean(kl_rows(log_probs(teacher_logits), log_probs(student_logits)))
-    return max(0., value) # rounding may leave a value just below 0
+    return max(value, 0.) # rounding may leave a value just below 0; NaN stays
 
 # %% ../nbs/02_metrics.ipynb #2d38323b
 def _label_sums(z, targets, n_bins):
     "Sums over labelled rows of 1, correctness and -log p(target), then the gap of each bin: [3 + n_bins]."
     check_targets(z, targets)
     log_p, seen = log_probs(z), targets != -100
-    correct = (z.argmax(-1) == targets).float()
-    nlls = -log_p.gather(-1, targets.where(seen, 0)[:, None])[:, 0]
+    correct = _where_known(z.argmax(-1) == targets, z)
+    nlls = -log_p.gather(-1, targets.where(seen, 0).long()[:, None])[:, 0]
     conf = log_p.amax(-1).exp()
     rows = torch.stack([torch.ones_like(conf), correct, nlls], 1).where(seen[:, None], 0)
     gaps = _gap_sums(conf, correct.where(seen, conf), n_bins)  # an unlabelled row has no gap
@@ -153,7 +160,7 @@ def _teacher_sums(z_t, z_s):
     "Sums over the rows of 1, agreement and KL(p_t || p_s): [3]."
     check_pair(z_t, z_s)
     kl = kl_rows(log_probs(z_t), log_probs(z_s))
-    same = (z_t.argmax(-1) == z_s.argmax(-1)).float()
+    same = _where_known(z_t.argmax(-1) == z_s.argmax(-1), z_t, z_s)
     return torch.stack([torch.ones_like(kl), same, kl]).sum(1, dtype=sum_dtype(kl.device))
 
 class FidelityMeter:
@@ -192,7 +199,7 @@ class FidelityMeter:
         out = dict(count=int(count), labelled=int(labelled))
         if labelled:
             out |= dict(acc=correct/labelled, nll=nll/labelled, ece=sum(map(abs, gaps))/labelled)
-        if taught: out |= dict(ts_agree=agree/taught, ts_kl=max(0., kl/taught))
+        if taught: out |= dict(ts_agree=agree/taught, ts_kl=max(kl/taught, 0.))
         return out
 
 # %% ../nbs/02_metrics.ipynb #31c8e8a2
@@ -200,7 +207,7 @@ class _MeterMetric(Metric):
     "One entry `key` of a `FidelityMeter`; None while no row that counts has been seen."
     def __init__(self, n_bins=10): self.meter = FidelityMeter(n_bins)
     def reset(self): self.meter.reset()
-    def accumulate(self, learn): self.meter.update(learn.pred, learn.yb[0])
+    def accumulate(self, learn): self.meter.update(logits_of(learn.pred), learn.yb[0])
     @property
     def value(self): return self.meter.compute().get(self.key)
 
@@ -241,19 +248,21 @@ def evaluating(
 class _TeacherMetric(_MeterMetric):
     "A metric of `learn.pred` against the teacher's logits."
     def __init__(self,
-        teacher:nn.Module|None=None, # called with `learn.xb`; None: use `learn.teacher_logits`
+        teacher=None, # anything that `as_model` takes, asked about `learn.xb`; None: `learn.teacher_logits`
     ):
         super().__init__()
-        self.teacher = teacher
+        self.teacher = None if teacher is None else as_model(teacher, 'teacher')
 
     def accumulate(self, learn):
-        self.meter.update(learn.pred, teacher_logits=self._teacher_logits(learn))
+        logits = self._teacher_logits(learn)
+        if logits is not None: self.meter.update(logits_of(learn.pred), teacher_logits=logits)
 
     def _teacher_logits(self, learn):
         if self.teacher is not None:
-            with evaluating(self.teacher): return self.teacher(*learn.xb)
+            names = getattr(getattr(learn, 'dl', None), 'input_names', None)
+            with evaluating(self.teacher): return ask(self.teacher, learn.xb, names)
         logits = getattr(learn, 'teacher_logits', None)
-        if logits is None:
+        if logits is None and not hasattr(learn, 'gather_preds'): # predictions need no teacher
             wanted = f'{type(self).__name__}(teacher=model), or a callback that sets learn.teacher_logits'
             raise ValueError(f'teacher=None: expected {wanted}')
         return logits

@@ -66,12 +66,19 @@ def unpack_logits(
     return rest.expand(*z.shape[:-1], classes).scatter(-1, top, z[..., :-1])
 
 # %% ../nbs/34c_outputs.ipynb #a3102938
+def _is_plain(o):
+    if isinstance(o, (tuple, list)): return all(map(_is_plain, o))
+    return o is None or isinstance(o, (bool, int, float, str))
+
 def network_digest(
     net:nn.Module, # with weights
 )->str: # 16 hexadecimal digits
-    "A hash of a network's form and weights."
+    "A hash of a network's form, weights, and what its modules have as plain attributes."
     h = hashlib.sha256(repr(net).encode())
-    for name, o in net.state_dict().items():
+    for name, o in net.named_modules():
+        known = {k: v for k, v in vars(o).items() if k[0] != '_' and k != 'training' and _is_plain(v)}
+        h.update(f'{name} {sorted(known.items())}'.encode())
+    for name, o in (*net.named_parameters(), *net.named_buffers()):          # also those of no state dict
         h.update(f'{name} {o.dtype} {tuple(o.shape)}'.encode())
         h.update(o.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return h.hexdigest()[:16]

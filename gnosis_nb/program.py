@@ -133,6 +133,7 @@ class EpochProgram(Callback):
         "Leave the Learner as it was."
         vars(self.learn).pop('all_batches', None)
         self.active, self.takers, self.now, self.stopped = False, [], None, None
+        self.recalls = self.learnt = None
         self._forget()
 
     def _forget(self):

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import nn, Tensor
 
-from ..adapt import as_model, logits_of
+from ..adapt import arguments, as_model, logits_of
 from ..metrics import labelled_rows, nll
 
 # %% ../../nbs/14_models.ensemble.ipynb #a8b6bebf
@@ -32,7 +32,14 @@ class ClassifierEnsemble(nn.Module):
     def __len__(self): return len(self.models)
 
     def forward(self, *x, **named):
-        return self.cooled(torch.stack([logits_of(m(*x, **named)) for m in self.models], 1))
+        logits = [logits_of(self._asked(m, x, named)) for m in self.models]
+        return self.cooled(torch.stack(logits, 1))
+
+    @staticmethod
+    def _asked(member, x, named): # each is given what it has a parameter for
+        if not named: return member(*x)
+        given, known = arguments(member, (*named.values(),), (*named,))
+        return member(*x, *given, **known)
 
     def cooled(self,
         logits:Tensor, # of the members

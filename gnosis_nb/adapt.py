@@ -267,7 +267,7 @@ class TupleLoader:
         shuffle:bool|None=None, # False: in order, with all rows
         **kwargs, # likewise
     ):
-        "This loader, or one of the same data in order; loaders of other libraries than torch stay as they are."
+        "This loader, or one of the same data in order; one of another library than torch stays as it is."
         dl, read = self.read.dl, self.read
         if shuffle is not False or not isinstance(dl, torch.utils.data.DataLoader) or dl.batch_size is None:
             return self

@@ -37,7 +37,7 @@ def capa(
     teacher_logits:Tensor, # [batch, classes] or [batch, m, classes]
     targets:Tensor, # [batch] class indices; -100: no label, left out
     hard:bool=False, # predicted classes instead of probabilities
-) -> float: # at most 1; 0: as two models of these accuracies by chance; NaN without labels, or for one class
+) -> float: # at most 1; 0: as two models of these accuracies by chance; NaN without labels
     """Chance-adjusted probabilistic agreement κ_p. (Goel et al. 2025, arXiv 2502.04313)
 
     `ValueError` if the shapes do not go together."""

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'compose', 'sweep_axes', 'compose_sweep', 'help_page', 'Sweep', 'stop_jobs', 'note_lost_job',
-           'run_command', 'image_classification', 'text_classification', 'image_generation', 'teacher_outputs']
+           'run_command', 'interruptible', 'image_classification', 'text_classification', 'image_generation',
+           'teacher_outputs']
 
 # %% ../nbs/59_cli.ipynb #bca81bc5
 import io, os, re, shutil, signal, socket, sys, threading, time, traceback
@@ -152,8 +153,10 @@ def _sets_value(override):
 
 def _split(overrides):
     "Overrides that Hydra has to compose, as on the command line, and those that set a value afterwards."
-    special = {o.key_or_group for o in overrides if not _sets_value(o)}
-    values = [o for o in overrides if o.key_or_group not in special]
+    apart = [o for o in overrides if not _sets_value(o)]
+    special = {o.key_or_group for o in apart}
+    below = tuple(f'{o.key_or_group}.' for o in apart if isinstance(o.value(), dict))  # the last one counts
+    values = [o for o in overrides if not (o.key_or_group in special or o.key_or_group.startswith(below))]
     return tuple(o.input_line for o in overrides if o not in values), values
 
 @lru_cache(maxsize=128)
@@ -319,9 +322,9 @@ class Sweep(Callback):
 
     def on_job_start(self, config, **kwargs): Sweep.swept = getattr(self, 'names', ())
 
-    def on_multirun_end(self, config, **kwargs): _print_table()
+    def on_multirun_end(self, config, **kwargs): _print_table(self.names)
 
-def _print_table():
+def _print_table(swept):
     "Print the table of the sweep's runs and keep it, if there are several."
     runs = list(dict.fromkeys(_notes('runs')))
     if len(runs) < 2: return
@@ -329,6 +332,7 @@ def _print_table():
     from gnosis_nb.runs import find_runs
     from gnosis_nb.tables import describe_runs, tabulate_runs
     df, path = find_runs(runs), Sweep.folder/'table.csv'
+    if 'exp_name' not in swept: df = df.assign(exp_name=df.exp_name.iloc[-1])   # a run may be an older one
     write_atomic(path, tabulate_runs(df).to_csv)
     print(f"\n{len(runs)} runs of this sweep, in {path}:\n{describe_runs(df)}", flush=True)
 
@@ -491,6 +495,20 @@ def _interrupted(error):
     goes_on = '' if 'resume=false' in sys.argv else '; the same command goes on from here'
     with suppress(OSError): print(f'interrupted{goes_on}', file=sys.stderr)  # a terminal that was closed
     sys.exit(130 if isinstance(error, KeyboardInterrupt) else error.code)
+
+@contextmanager
+def interruptible(
+    own_process:bool=True, # False: a notebook, whose signals are its own
+):
+    "Around a command: what is running keeps its state when it is stopped; errors of users are one line."
+    if own_process: _heed_signals()
+    try: yield
+    except (KeyboardInterrupt, SystemExit) as e:
+        if not own_process: raise
+        _interrupted(e)
+    except Exception as e:
+        if not (_is_users(e) or isinstance(e, ValueError)): raise
+        sys.exit(f"error: {one_line(' '.join(str(e).split()), 600)}")
 
 def _job(command, failed):
     "The function that Hydra runs, once or for each job of a multirun."

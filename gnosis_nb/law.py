@@ -17,15 +17,15 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from .cli import compose, compose_sweep, sweep_axes
+from .cli import compose, compose_sweep, interruptible, sweep_axes
 from .leaderboard import (
-    BASELINE, KEPT, TRACKS, entry_jobs, entry_row, keep_rows, kept_row, read_entries, table_parser,
+    BASELINE, KEPT, TRACKS, check_options, entry_jobs, entry_row, keep_rows, kept_row, read_entries,
+    table_parser,
     track_settings, train_generators, verify_row)
 from .paper.sweeps import (
     Job, done_runs, override_key, own_images, run_here, run_several_here, run_state, teacher_jobs)
 from .progress import with_progress
 from .reproducible import pick_device
-from .run_folder import RunLocked
 from .settings import network_options
 
 # %% ../nbs/67_law.ipynb #ec135519
@@ -143,14 +143,16 @@ def compare_laws(
 # %% ../nbs/67_law.ipynb #3a54bc5d
 def grid_jobs(
     given, # settings as on the command line, several values separated by commas
-    teachers:list, # weights, one file a trial
+    teachers:list, # weights of each trial's teacher, one file or several of an ensemble
     track:str='small', # a key of `TRACKS`
 )->list: # of `Job`, one a cell and trial
     "The runs of a grid. Raises `ConfigError` for settings that a run does not know."
     base = [*TRACKS[track].settings, *given, 'exp_name=law', 'trainer.eval_period=${trainer.num_epochs}']
     jobs = []
     for trial, weights in enumerate(teachers):
-        own = [f'trial_id={trial}', f"teacher.weights='{weights}'"]
+        files = [f"'{o}'" for o in ([weights] if isinstance(weights, str) else weights)]
+        given_weights = files[0] if len(files) == 1 else f"[{','.join(files)}]"
+        own = [f'trial_id={trial}', f'teacher.weights={given_weights}']
         for overrides, cfg in compose_sweep([*base, *own], 'image_classification'):
             jobs.append(Job('law', overrides, replace(cfg, device=str(pick_device(cfg.device)))))
     return jobs
@@ -190,14 +192,14 @@ def _of_teacher(o):
 def _teachers_of(overrides, track, trials, say):
     "Weights of the teachers that the track's baseline has, one a trial; what is missing is trained."
     jobs = entry_jobs(read_entries()[BASELINE], track, trials, overrides)
-    done = done_runs(jobs[0].settings.data_dir)
+    done = done_runs(jobs[0].settings.data_dir, jobs)
     todo = [o for o in jobs if o.identity not in done]
     if todo: say(f'{len(todo)} teachers, with the students of the baseline')
     if todo and not todo[0].settings.teacher.weights:
         for o in teacher_jobs(todo): run_here('image_classification', compose(o))
     run_several_here('image_classification', [o.settings for o in todo])
-    done = done_runs(jobs[0].settings.data_dir)
-    return [run_state(done[o.identity])['teachers'][0][0] for o in jobs]
+    done = done_runs(jobs[0].settings.data_dir, jobs)
+    return [run_state(done[o.identity])['teachers'][0] for o in jobs]
 
 def _each_value(overrides):
     "Lists of overrides with one value each, of overrides with several."
@@ -207,6 +209,12 @@ def _each_value(overrides):
 
 def _with_teachers(given, track, trials, say):
     "The runs of a grid, whose teachers are trained if they are not there."
+    axes = sweep_axes(given)
+    networks = [k for k in axes if k.startswith('classifier')]
+    if networks and not any(o.startswith('teacher.') for o in given):
+        k = networks[0]
+        raise ValueError(f"{k}: a teacher's network is its student's unless that is given, too, as by "
+                         f"{k.replace('classifier', 'teacher')}={axes[k][0]}")
     shared, jobs = [o for o in given if override_key(o) in ('device', 'data_dir')], []
     of_student = [o for o in given if not _of_teacher(o)]
     for some in _each_value([o for o in given if _of_teacher(o)]):
@@ -233,7 +241,7 @@ def run_grid(
     "Train all students of a grid that are not there yet; the table is written after each cell."
     jobs = _with_teachers(given, track, trials, say)
     data_dir = jobs[0].settings.data_dir
-    done, folder = done_runs(data_dir), Path(folder or Path(data_dir)/'law')
+    done, folder = done_runs(data_dir, jobs), Path(folder or Path(data_dir)/'law')
     named = [] if name == 'law' else ['--name', name]
     command = shlex.join(['gnosis-law', f'track={track}', f'trials={trials}', *named,
                           *(o for o in given if override_key(o) != 'data_dir')])
@@ -248,7 +256,7 @@ def run_grid(
                *[_given(trials_of[0], others)]*bool(others)]
         say(f"{i} of {len(cells)}: {', '.join(own)}, {len(todo)} of {len(trials_of)} runs")
         run_several_here('image_classification', todo)
-        done = done_runs(data_dir)
+        done = done_runs(data_dir, jobs)
         rows = pd.DataFrame([row_of(o, done[o.identity]) for o in jobs if o.identity in done])
         keep_rows(name, track, rows, command, folder)
     rows = pd.DataFrame([row_of(o, done[o.identity]) for o in jobs])
@@ -280,7 +288,8 @@ def law_command(
         'of the runs, several values separated by commas; settings as below'))
     p.add_argument('--name', default='law', help='of the table (default: law)')
     a, say = p.parse_intermixed_args(args), partial(print, flush=True)
-    try:
+    check_options(p, a)
+    with interruptible(args is None):
         track, trials, rest = track_settings(a.given, 3)
         if a.verify:
             r, row, given = kept_row(a.name, track, a, rest)
@@ -289,4 +298,3 @@ def law_command(
         rows = run_grid(rest, track, trials, a.results or (KEPT if a.keep else None), say, a.name)
         fits = 'given' not in rows and all(rows[k].nunique() > 2 for k in ('images', 'epochs'))
         print((compare_laws(rows) if fits else rows).round(3).to_string(index=False))
-    except (ValueError, OSError, RunLocked) as e: sys.exit(f"error: {' '.join(str(e).split())}")

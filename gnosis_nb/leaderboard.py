@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ENTRIES', 'BASELINE', 'TRACKS', 'MEASURES', 'KEPT', 'Entry', 'read_entry', 'read_entries', 'Track', 'entry_jobs',
            'entry_row', 'entry_rows', 'leaderboard_rows', 'standings', 'rung', 'nearest_rung', 'with_rate',
-           'best_rates', 'at_best_rates', 'keep_rows', 'train_generators', 'run_entries', 'try_rates', 'table_parser',
-           'kept_row', 'verify_row', 'track_settings', 'possible_entries', 'leaderboard_command']
+           'best_rates', 'at_best_rates', 'check_replaced', 'keep_rows', 'train_generators', 'run_entries', 'try_rates',
+           'table_parser', 'check_options', 'kept_row', 'verify_row', 'track_settings', 'possible_entries',
+           'leaderboard_command']
 
 # %% ../nbs/66_leaderboard.ipynb #db3e8793
 import argparse, random, shlex, sys
@@ -21,7 +22,7 @@ import yaml
 from torch.nn import functional as F
 
 from .checkpoint import load_checkpoint
-from .cli import compose
+from .cli import compose, interruptible
 from .paper.reproduce import comes_back
 from .paper.sweeps import (
     OF_ALL, Job, Results, add_independent, collect, done_runs, load_results, made_with, override_key,
@@ -29,7 +30,6 @@ from .paper.sweeps import (
     take_settings, teacher_jobs, train, wants_generator)
 from .paper.trials import interval
 from .reproducible import pick_device
-from .run_folder import RunLocked
 from .settings import ConfigError
 
 # %% ../nbs/66_leaderboard.ipynb #23953353
@@ -47,6 +47,7 @@ class Entry:
     source:str=''         # who proposed it
     epochs:float=1.       # of the student, for each of the baseline's
     batch:float=1.        # its own images in a batch, for each of the baseline's
+    file:str=''           # where it is from; '': this package
 
     def __post_init__(self):
         if not isinstance(self.settings, list) or not all(isinstance(o, str) for o in self.settings):
@@ -72,7 +73,7 @@ def read_entry(
     if odd := sorted(map(str, {*found} - known)):
         raise ConfigError(f"{path}: {odd[0]}: expected one of {', '.join(sorted(known))}")
     if not isinstance(found.get('what'), str): raise ConfigError(f'{path}: what: expected a phrase')
-    return Entry(path.stem, **{'settings': [], **found})
+    return Entry(path.stem, **{'settings': [], **found}, file='' if path.parent == ENTRIES else str(path))
 
 def read_entries(
     folder:str|Path=ENTRIES, # of YAML files
@@ -137,7 +138,7 @@ def _seconds(state):
 def _alike(path):
     "Cosine between the kernels of a student and its first teacher; NaN if they are of other shapes."
     first = run_state(path)['teachers'][0][0]
-    if not first.endswith('.safetensors'): return np.nan                     # of others
+    if not (first.endswith('.safetensors') and Path(first).exists()): return np.nan     # of others, or gone
     both = [load_checkpoint(o)[0] for o in (Path(path)/'student.safetensors', first)]
     shapes = [{k: v.shape for k, v in o.items() if v.ndim > 1} for o in both]
     if shapes[0] != shapes[1]: return np.nan
@@ -161,7 +162,7 @@ def entry_rows(
     data_dir:str|Path, # where their runs are
 )->pd.DataFrame: # a row a run that is done
     "The table of all runs."
-    done = done_runs(data_dir)
+    done = done_runs(data_dir, jobs)
     return pd.DataFrame([entry_row(o, done[o.identity]) for o in jobs if o.identity in done])
 
 def leaderboard_rows(
@@ -169,7 +170,7 @@ def leaderboard_rows(
     data_dir:str|Path, # where their runs are
 )->pd.DataFrame: # as of `entry_rows`
     "The table of all runs; the baseline's has agreement and KL with the next trial's teacher, too."
-    table, done = entry_rows(jobs, data_dir), done_runs(data_dir)
+    table, done = entry_rows(jobs, data_dir), done_runs(data_dir, jobs)
     base = [o for o in jobs if o.preset == BASELINE and o.identity in done]
     if len(base) < 2 or base[0].settings.teacher.weights: return table       # one teacher for all trials
     other = add_independent(collect(base, data_dir), base[0].settings)
@@ -246,12 +247,55 @@ def at_best_rates(
     r = load_results('rates', track, folder)
     file = Path(folder)/f'rates_{track}.csv'
     if r is None: raise ValueError(f'--tuned: expected {file}; run --rates first')
+    if not {'entry', 'lr', 'agreement'} <= {*r.rows}:
+        raise ValueError(f'--tuned: expected columns entry, lr and agreement in {file}')
     best = best_rates(r.rows)
     if odd := [o for o in entries if o not in best]:
         raise ValueError(f'--tuned: expected rates for {odd[0]} in {file}; run --rates for it first')
     return {k: [with_rate(o, lr) for lr in best[k]] for k, o in entries.items()}
 
 # %% ../nbs/66_leaderboard.ipynb #a8f24ca6
+def _parts(command):
+    "What makes the rows of a table, which entries, and the files of some."
+    words, only = shlex.split(command), None
+    if '--only' in words:
+        i = words.index('--only')
+        only = words[i + 1].split(',')
+        del words[i:i + 2]
+    files = [o for o in words if o.endswith(('.yaml', '.yml'))]
+    apart = 'device=', 'data_dir=', '--keep'
+    return [o for o in words if o not in files and not o.startswith(apart)], only, files
+
+def _with_others(r, before):
+    "Results with the entries that a table has had before by the same command for others."
+    if before is None or 'entry' not in before.rows: return r
+    (same, only, files), (theirs, _, more) = _parts(r.facts['command']), _parts(before.facts['command'])
+    others = before.rows[~before.rows.entry.isin(r.rows.entry)]
+    if only is None or same != theirs or not len(others): return r
+    place = {old: new for new, old in enumerate(others.index, len(r))}
+    moved = [dict(o, rows=[place[i] for i in o['rows'] if i in place]) for o in before.facts['provenance']]
+    names = list(dict.fromkeys([*only, *others.entry]))
+    words = [same[0], *dict.fromkeys([*files, *more]), *same[1:], '--only', ','.join(names)]
+    facts = dict(r.facts, runs=len(r) + len(others), date=max(r.facts['date'], before.facts['date']),
+                 minutes=round(r.facts['minutes'] + others.seconds.sum()/60, 1), command=shlex.join(words),
+                 provenance=[*r.facts['provenance'], *(o for o in moved if o['rows'])])
+    rows = pd.concat([r.rows, others], ignore_index=True)
+    return Results(r.figure, r.scale, rows, facts, {**before.packages, **r.packages})
+
+def check_replaced(
+    name:str, # of the table
+    track:str, # a key of `TRACKS`
+    command:str, # that makes it
+    folder:str|Path, # where it goes
+):
+    "Raise `ValueError` if a table would lose entries that another command has made."
+    if (before := load_results(name, track, folder)) is None: return
+    (same, only, _), (theirs, _, _) = _parts(command), _parts(before.facts['command'])
+    lost = sorted({*before.rows.entry} - {*(only or before.rows.entry)})
+    if same == theirs or not lost: return
+    raise ValueError(f"{Path(folder)/f'{name}_{track}.csv'}: has {', '.join(lost[:3])} … of another command, "
+                     f"{shlex.join(theirs)}; keep this table elsewhere, by --results")
+
 def keep_rows(
     name:str, # of the table: leaderboard, tuned, rates or law
     track:str, # a key of `TRACKS`
@@ -259,13 +303,14 @@ def keep_rows(
     command:str, # that makes them again
     folder:str|Path, # where the table goes
 )->Path: # of the table
-    "Write `<name>_<track>.csv`, and `.json` with the provenance of the runs."
+    "Write `<name>_<track>.csv`, and `.json` with the provenance of the runs; other entries stay in it."
     provenance, packages = made_with(rows.path)
     states = [run_state(o) for o in rows.path]
     facts = dict(what=TRACKS[track].what, device=states[0]['device'], runs=len(rows),
                  date=max(o['finished'] for o in states)[:10], minutes=round(rows.seconds.sum()/60, 1),
                  command=command, provenance=provenance)
-    return save_results(Results(name, track, rows.drop(columns='path'), facts, packages), folder)
+    r = Results(name, track, rows.drop(columns='path').reset_index(drop=True), facts, packages)
+    return save_results(_with_others(r, load_results(name, track, folder)), folder)
 
 def train_generators(
     jobs:list, # of `Job`, the runs to come
@@ -279,7 +324,9 @@ def train_generators(
         train('fig07', TRACKS[track].scale, [*shared], here=True, say=say)
 
 def _prepare(jobs, track, say):
-    "What runs need before they start: a generator of images, teachers."
+    "What runs that are not done need before they start: a generator of images, teachers."
+    done = done_runs(jobs[0].settings.data_dir, jobs)
+    if not (jobs := [o for o in jobs if o.identity not in done]): return
     train_generators(jobs, track, say)
     if not jobs[0].settings.teacher.weights:
         for o in teacher_jobs(jobs): run_here('image_classification', compose(o))
@@ -301,7 +348,7 @@ def _run_each(jobs, rows_of, keep, say):
     Raises `ConfigError` at the end if some failed."""
     taken = {name: ways[0] for name, ways in jobs.items()}
     data_dir = taken[BASELINE][0].settings.data_dir
-    done, failed = done_runs(data_dir), []
+    done, failed = done_runs(data_dir, [o for ways in jobs.values() for way in ways for o in way]), []
     for i, (name, ways) in enumerate(jobs.items(), 1):
         todo = [o for o in ways[0] if o.identity not in done]
         if todo: say(f'{i} of {len(jobs)}, {name}: {len(todo)} of {len(ways[0])} runs')
@@ -311,7 +358,7 @@ def _run_each(jobs, rows_of, keep, say):
             failed.append(name)
         rows = rows_of([o for each in taken.values() for o in each], data_dir)
         if len(rows): table = keep(rows)
-    say(f'{table}: {len(rows)} runs')
+    if len(rows): say(f'{table}: {len(rows)} runs')
     _complain(failed)
     return rows
 
@@ -321,7 +368,8 @@ def _complain(failed):
 def _command(track, options, overrides, entries):
     "That makes a table again."
     some = ['--only', ','.join(entries)] if {*entries} != {*read_entries()} else []
-    return shlex.join(['gnosis-leaderboard', f'track={track}', *options, *some,
+    files = [o.file for o in entries.values() if o.file]
+    return shlex.join(['gnosis-leaderboard', *files, f'track={track}', *options, *some,
                      *(o for o in overrides if override_key(o) != 'data_dir')])
 
 def run_entries(
@@ -334,12 +382,14 @@ def run_entries(
     say=print, # called with sentences for the user
 )->pd.DataFrame: # of `leaderboard_rows`
     "Train all entries. Raises `ConfigError` at the end if runs have failed."
+    command = _command(track, [f'trials={trials}', *['--tuned']*tuned], overrides, entries)
+    name, given = 'tuned' if tuned else 'leaderboard', folder
     folder = _folder_of(folder, track, overrides)
+    if given: check_replaced(name, track, command, folder)
     ways = at_best_rates(entries, track, folder) if tuned else {k: [o] for k, o in entries.items()}
     jobs = {k: [entry_jobs(o, track, trials, overrides) for o in own] for k, own in ways.items()}
     _prepare([o for own in jobs.values() for o in own[0]], track, say)
-    command = _command(track, [f'trials={trials}', *['--tuned']*tuned], overrides, entries)
-    keep = lambda rows: keep_rows('tuned' if tuned else 'leaderboard', track, rows, command, folder)
+    keep = lambda rows: keep_rows(name, track, rows, command, folder)
     return _run_each(jobs, leaderboard_rows, keep, say)
 
 
@@ -368,27 +418,28 @@ def try_rates(
     def job_at(entry, k): return entry_jobs(with_rate(entry, rung(k)), track, trial + 1, overrides)[-1]
     own = {name: entry_jobs(o, track, trial + 1, overrides)[-1] for name, o in entries.items()}
     data_dir, tried, failed = own[BASELINE].settings.data_dir, [], []
-    _prepare([*own.values()], track, say)
+    command, given = _command(track, [f'trials={trial}', '--rates'], overrides, entries), folder
     folder = _folder_of(folder, track, overrides)
-    command = _command(track, [f'trials={trial}', '--rates'], overrides, entries)
+    if given: check_replaced('rates', track, command, folder)
+    _prepare([*own.values()], track, say)
     for i, (name, entry) in enumerate(entries.items(), 1):
         def measure(k):
             job = job_at(entry, k)
-            if job.identity not in done_runs(data_dir):
+            if job.identity not in done_runs(data_dir, [job]):
                 say(f'{i} of {len(entries)}, {name}: at {rung(k):g}')
                 try: run_here('image_classification', job.settings)
                 except FloatingPointError:
                     say(f'{name}: training diverges at {rung(k):g}')
                     return -np.inf
             tried.append(job)
-            return entry_row(job, done_runs(data_dir)[job.identity])['agreement']
+            return entry_row(job, done_runs(data_dir, [job])[job.identity])['agreement']
         try: _climb(measure, nearest_rung(own[name].settings.trainer.optimizer.lr))
         except Exception as e:
             say(f'{name}: failed, and left out: {type(e).__name__}: {e}')
             failed.append(name)
         rows = entry_rows(tried, data_dir)
         if len(rows): table = keep_rows('rates', track, rows, command, folder)
-    say(f'{table}: {len(rows)} runs')
+    if len(rows): say(f'{table}: {len(rows)} runs')
     _complain(failed)
     return rows
 
@@ -409,6 +460,13 @@ def table_parser(
     p.add_argument('--results', metavar='FOLDER', help=(
         f'of the table (default: below data_dir; with --keep and --verify {KEPT})'))
     return p
+
+def check_options(
+    p:argparse.ArgumentParser, # of `table_parser`
+    given:argparse.Namespace, # what was asked for
+):
+    "End with an error of the parser for options that have no effect."
+    if given.row is not None and not given.verify: p.error('--row: expected with --verify')
 
 def kept_row(
     name:str, # of the table: leaderboard or law
@@ -478,6 +536,15 @@ def possible_entries(
         else: out[name] = entry
     return out
 
+def _with_files(entries, files):
+    "Entries of this package and of files. Raises `ValueError` for a name that occurs twice."
+    for entry in map(read_entry, files):
+        if entry.name in entries:
+            known = entries[entry.name].file or 'this package'
+            raise ValueError(f'{entry.file}: expected a name of its own, {known} has an entry {entry.name}')
+        entries = {**entries, entry.name: entry}
+    return entries
+
 def _chosen(entries, only, files, track, overrides, say):
     "Entries that are asked for, or all that are possible."
     if odd := [o for o in only if o not in entries]:
@@ -499,10 +566,12 @@ def leaderboard_command(
         "look for each entry's learning rate, in one trial after those of the leaderboard"))
     p.add_argument('--tuned', action='store_true', help='each entry at the best rate that --rates has found')
     a = p.parse_intermixed_args(args)
+    check_options(p, a)
+    if a.rates and a.tuned: p.error('--rates: expected without --tuned, which comes after it')
     files, say = [o for o in a.given if '=' not in o], partial(print, flush=True)
-    try:
+    with interruptible(args is None):
         track, trials, rest = track_settings([o for o in a.given if '=' in o], 5)
-        entries = {**read_entries(), **{o.name: o for o in map(read_entry, files)}}
+        entries = _with_files(read_entries(), files)
         if a.verify:
             r, row, given = kept_row('tuned' if a.tuned else 'leaderboard', track, a, rest)
             sys.exit(0 if _entry_verified(r, row, entries, given, say) else 1)
@@ -514,4 +583,3 @@ def leaderboard_command(
             return
         rows = run_entries(entries, track, trials, rest, folder, a.tuned, say)
         print(standings(rows, entries).drop(columns='what').round(3).to_string(index=False))
-    except (ValueError, OSError, RunLocked) as e: sys.exit(f"error: {' '.join(str(e).split())}")

@@ -7,7 +7,7 @@ __all__ = ['MAIN', 'Cost', 'Speed', 'cost_table', 'Row', 'sweep_rows', 'needed_r
            'measure_speed', 'drop_missing', 'run_plan', 'plan_figures', 'figure_command']
 
 # %% ../../nbs/64a_paper.plan.ipynb #68ff6890
-import json, math, sys, time
+import json, math, time
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from fastai.callback.core import Callback, CancelFitException
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..cli import compose_sweep
+from ..cli import compose_sweep, interruptible
 from ..data.augment import augmentation
 from ..data.folder import DataNotFound
 from ..data.images import ImageData, ImageSets
@@ -36,7 +36,6 @@ from gnosis_nb.paper.sweeps import (
     run_several_here, settings_row, shown_images, sweep_jobs, take_settings, teacher_jobs, teacher_pools,
     wants_generator)
 from ..reproducible import pick_device
-from ..run_folder import RunLocked
 from ..settings import ConfigError, network_options, teacher_recipe
 from ..teachers import count_needed
 from ..together import pick_parallel, run_together
@@ -392,10 +391,12 @@ def drop_missing(
     def has_all(cfg): return all(is_there(*o, cfg.dataset.download) for o in sorted(_sets_of(cfg), key=str))
     return {k: o for k, o in rows.items() if has_all(o.first.settings)}
 
+def _jobs_of(rows): return [o for row in rows.values() for o in row.jobs.values()]
+
 def _run_row(row, shared): # shared: how many teachers of each pool there are
     "What is missing of a row: generator, teachers, then its trials."
     cfg = row.first.settings
-    done = done_runs(cfg.data_dir)
+    done = done_runs(cfg.data_dir, row.jobs.values())
     if row.generator and row.generator.identity not in done:
         run_here('image_generation', row.generator.settings)
     command, jobs = command_of(row.first.preset), [*row.jobs.values()]
@@ -437,7 +438,7 @@ def run_plan(
     while True:
         left = end - time.monotonic() - keeping*len(open_figures)            # these are kept at the end
         slower = taken/expected if expected else 1.
-        done = done_runs(data_dir)
+        done = done_runs(data_dir, _jobs_of(rows))
         steps = make_plan(rows, claims, speed, left/60/slower, done)
         if not steps: break
         step, begun = steps[0], time.monotonic()
@@ -487,7 +488,8 @@ def plan_figures(
     rows = drop_missing(sweep_rows(names or _OF_IMAGES, scale, overrides), say)
     if not rows: raise ValueError(f"name={' '.join(names)}: expected a figure whose data are there")
     speed = measure_speed(sweep_jobs('table1', scale, [device])[0].settings)
-    claims, done = needed_rows(rows, scale), done_runs(next(iter(rows.values())).first.settings.data_dir)
+    data_dir = next(iter(rows.values())).first.settings.data_dir
+    claims, done = needed_rows(rows, scale), done_runs(data_dir, _jobs_of(rows))
     complete = sum({*o.jobs} <= {*done} for o in rows.values())
     say(f'scale={scale}, {speed.what}; {len(rows)} rows, {complete} of them done')
     left = minutes - (time.monotonic() - begun)/60
@@ -513,8 +515,7 @@ def figure_command(
     if a.plan is None and a.cost is None: return figure(args)
     if a.keep or a.verify: parser.error('--plan, --cost: expected without --keep and --verify')
     given = [*(a.plan or a.cost or []), *filter(None, [a.name]), *a.overrides]
-    try:
+    with interruptible(args is None):
         if a.plan is not None: return plan_figures(given, a.results, a.list, partial(print, flush=True))
         names, _, scale, _ = _split_arguments(given)
         print(cost_table(a.throughput, names, scale or 'paper').to_string())
-    except (ValueError, OSError, RunLocked) as e: sys.exit(f"error: {' '.join(str(e).split())}")

@@ -7,7 +7,7 @@ __all__ = ['draw_samples', 'basins', 'teacher_answers', 'keep_figure', 'make_fig
            'figure']
 
 # %% ../../nbs/64_paper.reproduce.ipynb #15869c40
-import argparse, random, sys
+import argparse, random, shlex, sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,6 +18,7 @@ from scipy import stats
 
 from ..checkpoint import (
     checkpoint_info, find_checkpoints, load_checkpoint, load_network, load_weights)
+from ..cli import interruptible
 from ..files import write_atomic
 from ..inputs import load_inputs
 from ..landscape import Plane, grid_axes, loss_surface
@@ -27,11 +28,10 @@ from .claims import check_claims, undecided_settings
 from .plots import FIGURES, draw, draw_answers, draw_basins, save_figure
 from gnosis_nb.paper.sweeps import (
     SCALES, Results, command_of, done_runs, ensemble_logits, evaluation_batches, load_results,
-    result_row, results, run_here, run_state, save_results, settings_row, sweep_jobs,
+    override_key, result_row, results, run_here, run_state, save_results, settings_row, sweep_jobs,
     take_settings, train)
 from .trials import LOOKS
 from ..provenance import compare_provenance, installed_packages
-from ..run_folder import RunLocked
 from ..runs import teacher_digests
 
 # %% ../../nbs/64_paper.reproduce.ipynb #ba1706fb
@@ -67,7 +67,7 @@ def basins(
 
     The teacher is at (a_t, b_t), the student's start at (a_0, b_0), and its end at (a_1, b_1).
     (Stanton et al. 2021, Figure 6c)"""
-    done, out = done_runs(data_dir), []
+    done, out = done_runs(data_dir, jobs), []
     for job in jobs:
         path, lam = done.get(job.identity), settings_row(job.settings)['lam']
         if job.preset != 'fig06b' or job.settings.trial_id or path is None or lam not in lams: continue
@@ -91,7 +91,7 @@ def teacher_answers(
     """What ensembles of the first trial say of training images, with τ = 1 and 4, and of test images.
 
     (Stanton et al. 2021, Figure 8)"""
-    done, out = done_runs(data_dir), []
+    done, out = done_runs(data_dir, jobs), []
     for job in jobs:
         if job.settings.trial_id or (path := done.get(job.identity)) is None: continue
         members, depth = run_state(path)['teachers'][0], settings_row(job.settings)['pair'].split(' / ')[0]
@@ -134,7 +134,7 @@ def keep_figure(
     folder = Path(folder or Path(data_dir)/'figures')
     stem = folder/f'{name}_{scale}'
     if name == 'fig07':
-        fig, path = draw_samples(done_runs(data_dir)[jobs[0].identity])
+        fig, path = draw_samples(done_runs(data_dir, jobs)[jobs[0].identity])
         save_figure(fig, stem)
         say(f'{stem}.png, {stem}.pdf: samples of {path}')
         return None
@@ -188,13 +188,15 @@ def _prediction_interval(values):
 def _kept_overrides(r):
     "Those of the command that the results were made with, but for where and how often."
     apart = 'data_dir=', 'trial_id=', '--'
-    return [o for o in r.facts['command'].split()[3:] if not o.startswith(apart)]
+    return [o for o in shlex.split(r.facts['command'])[3:] if not o.startswith(apart)]
 
 def _kept_settings(kept, jobs):
     "The settings of the job that a row of a table is of, and the columns by which it was found."
     columns = [k for k in settings_row(jobs[0].settings) if k in kept and not pd.isna(kept[k])]
     def same(row): return all(str(row[k]) == str(kept[k]) for k in columns)
-    return next(o.settings for o in jobs if same(settings_row(o.settings))), columns
+    found = next((o.settings for o in jobs if same(settings_row(o.settings))), None)
+    if found is None: raise ValueError('row: with these settings the figure has no such run')
+    return found, columns
 
 _FACTS = 'commit, packages, Python, device, threads, data'
 
@@ -244,7 +246,7 @@ def comes_back(
 def verify(
     name:str, # a key of `FIGURES`
     scale:str='small', # of the kept results
-    overrides=(), # as on the command line; none: those of the kept command
+    overrides=(), # as on the command line, besides those of the kept command
     data_dir:str|Path|None=None, # where teachers are, and the new run goes; None: as of `train`
     folder:str|Path='nbs/figures/results', # of the kept results
     row:int|None=None, # which of them; None: any
@@ -253,7 +255,8 @@ def verify(
     "Do one of the kept runs again, compare its results, and say what else differs."
     r = load_results(name, scale, folder)
     if r is None: raise ValueError(f"folder={folder}: expected results of {name} at scale={scale}")
-    overrides = overrides or _kept_overrides(r)
+    given = {override_key(o) for o in overrides}
+    overrides = [*(o for o in _kept_overrides(r) if override_key(o) not in given), *overrides]
     where = [f'data_dir={data_dir}'] if data_dir else []
     row = random.randrange(len(r)) if row is None else row
     if not 0 <= row < len(r): raise ValueError(f"row={row}: expected 0 to {len(r) - 1}")
@@ -311,9 +314,10 @@ def figure(
     "`gnosis-figure fig03 scale=small`: a figure of the paper from nothing, or from the runs that are there."
     parser = figure_parser()
     a = parser.parse_intermixed_args(args)                                  # overrides after options, too
-    own, rest = take_settings(a.overrides, scale='small', data_dir=None)
+    if a.row is not None and not a.verify: parser.error('--row: expected with --verify')
     folder = a.results or (_KEPT if a.keep or a.verify else None)
-    try:
+    with interruptible(args is None):
+        own, rest = take_settings(a.overrides, scale='small', data_dir=None)
         if a.name not in FIGURES:
             parser.error(f"name={a.name}: expected one of {', '.join(FIGURES)}")
         elif a.verify:
@@ -322,4 +326,3 @@ def figure(
         else:
             make_figure(a.name, own['scale'], rest, own['data_dir'], folder, a.trials)
             if folder: _run_chapter(a.name, folder)
-    except (ValueError, OSError, RunLocked) as e: sys.exit(f"error: {' '.join(str(e).split())}")

@@ -10,7 +10,7 @@ __all__ = ['SWEEPS', 'SCALES', 'POLICY_NAMES', 'TRAINING_SETS', 'OF_ALL', 'comma
            'made_with', 'results', 'save_results', 'load_results']
 
 # %% ../../nbs/62_paper.sweeps.ipynb #4126059a
-import io, json, re, subprocess, sys, time
+import io, json, re, shlex, subprocess, sys, time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
@@ -22,10 +22,11 @@ import pandas as pd
 import torch
 
 from ..checkpoint import load_network
-from ..files import write_atomic
+from ..files import read_record, write_atomic
 from ..cli import compose_sweep, run_command
 from ..fidelity import predictions
-from ..inputs import load_inputs
+from ..data.zoo import load_vision
+from ..inputs import load_inputs, load_sets
 from ..losses import reduce_ensemble_logits
 from ..metrics import agreement, predictive_kl
 from ..models import ClassifierEnsemble
@@ -34,7 +35,7 @@ from .targets import SHARES
 from ..provenance import packages_digest
 from ..reproducible import pick_device
 from ..run_folder import RunLocked
-from ..runs import run_identity, teacher_digests
+from ..runs import find_records, read_state, run_identity, teacher_digests
 from ..settings import (
     Classification, ConfigError, Settings, as_dict, network_options, teacher_recipe)
 from ..together import let_others, pick_parallel, run_together
@@ -172,23 +173,48 @@ def result_row(
 def run_state(
     path:str|Path, # a run's folder
 )->dict:
-    "What `state.json` says of a run."
-    return json.loads((Path(path)/'state.json').read_text(encoding='utf-8'))
+    "What `state.json` says of a run. Raises `Unreadable` if it is damaged."
+    return read_state(path)
+
+def _is_of_folder(cfg):
+    "Are a user's own images among the examples? A folder's name does not say which."
+    extra = getattr(getattr(cfg, 'distill_loader', None), 'extra', [])
+    return 'image_folder' in (cfg.dataset.name, *(o['name'] for o in extra))
+
+_checksums = {}  # of examples, by their settings: a process reads a folder once
+
+def _checksums_of(cfg):
+    extra = getattr(getattr(cfg, 'distill_loader', None), 'extra', [])
+    part = getattr(cfg.trainer, 'eval_dataset', '')
+    key = json.dumps([asdict(cfg.dataset), extra, part], sort_keys=True)
+    if key not in _checksums:
+        if hasattr(cfg, 'distill_loader'): _checksums[key] = load_inputs(cfg).checksums
+        else: _checksums[key] = [load_sets(load_vision, cfg.dataset).train.fingerprint()]   # of a generator
+    return _checksums[key]
+
+_told = set()  # sentences on folders that are left out
+
+def _tell_once(sentence):
+    if sentence not in _told: print(sentence, file=sys.stderr)
+    _told.add(sentence)
 
 def done_runs(
     data_dir:str|Path, # where runs are
+    jobs=(), # of `sweep_jobs`; of those with images of a folder only runs with the images that are there now
 )->dict: # identity: folder; of several the newest
-    "Folders of all runs below `data_dir` that are done."
-    states = [(run_state(f.parent), f.parent) for f in Path(data_dir).rglob('state.json')]
-    states.sort(key=lambda o: o[0].get('started', ''))
-    return {s['identity']: path for s, path in states if s.get('state') == 'done'}
+    "Folders of all runs below `data_dir` that are done. What cannot be read is left out and named."
+    records = find_records(data_dir, _tell_once, outline=True)
+    data = {o.identity: _checksums_of(o.settings) for o in jobs if _is_of_folder(o.settings)}
+    done = [(o.started, o.identity, path) for path, o in records.items()
+            if o.state == 'done' and data.get(o.identity, o.data) == o.data]
+    return {identity: path for _, identity, path in sorted(done, key=lambda o: o[0])}
 
 def collect(
     jobs:list, # of `sweep_jobs`
     data_dir:str|Path, # where runs are
 )->pd.DataFrame: # one row a run that is done
     "The table of a figure's runs, each once; those that are not done are missing from it."
-    done, rows = done_runs(data_dir), {}
+    done, rows = done_runs(data_dir, jobs), {}
     for job in jobs:
         run = job.identity
         if run in rows: rows[run]['sweep'] += f' {job.preset}'
@@ -209,7 +235,9 @@ def take_settings(
     given, # as on the command line
     **own, # what a command takes for itself, with defaults
 )->tuple: # values of `own`, as they are or as text, and what is left for the runs
-    "Part the settings of a command from those of its runs."
+    "Part the settings of a command from those of its runs. Raises `ValueError` for one without a value."
+    for o in given:
+        if override_key(o) in own and '=' not in o: raise ValueError(f'{o}: expected {o}=value')
     taken = {override_key(o): o.split('=', 1)[1] for o in given if override_key(o) in own}
     return {**own, **taken}, [o for o in given if override_key(o) not in own]
 
@@ -255,7 +283,13 @@ def _multirun(command, overrides, say):
     name = f"gnosis-{command.replace('_', '-')}"
     say(' '.join([name, '-m', *overrides]))
     code = f'import sys; sys.argv[0] = "{name}"; from gnosis_nb.cli import {command} as f; f()'
-    if subprocess.run([sys.executable, '-c', code, '-m', *overrides]).returncode:
+    jobs = subprocess.Popen([sys.executable, '-c', code, '-m', *overrides])
+    try: failed = jobs.wait()
+    except BaseException:                                                    # interrupted: they keep states
+        jobs.terminate()
+        jobs.wait()
+        raise
+    if failed:
         raise ConfigError(f"{overrides[0]}: not all of its runs are done, see above; "
                           "the same command goes on from here")
 
@@ -312,7 +346,7 @@ def _by_setting(jobs):
     return [[*rest, f"trial_id={','.join(o)}"] for rest, o in trials.items()]
 
 def _run_preset(preset, scale, jobs, overrides, data_dir, here, whole, say):
-    done, command = done_runs(data_dir), command_of(preset)
+    done, command = done_runs(data_dir, jobs), command_of(preset)
     todo = [o for o in jobs if o.identity not in done]
     if not todo: return
     say(f'{preset}, scale={scale}: {len(jobs)} runs, {len(jobs) - len(todo)} of them done')
@@ -338,7 +372,8 @@ def train(
     jobs = sweep_jobs(name, scale, overrides)
     data_dir = jobs[0].settings.data_dir
     if only is not None:
-        done, settings = done_runs(data_dir), setting_of(pd.DataFrame(settings_row(o.settings) for o in jobs))
+        done = done_runs(data_dir, jobs)
+        settings = setting_of(pd.DataFrame(settings_row(o.settings) for o in jobs))
         jobs = [o for o, s in zip(jobs, settings) if s in only or o.identity in done]
     if any(wants_generator(o.settings) for o in jobs):
         shared = [o for o in overrides if override_key(o).startswith(OF_ALL)]
@@ -479,7 +514,7 @@ def results(
         minutes=round(sum(_minutes(s) for s in states), 1),
         epochs=sorted(map(int, rows.epochs.unique())),
         versions={k: states[0][k] for k in ('torch', 'fastai', 'python')},
-        command=' '.join(['gnosis-figure', name, f'scale={scale}', *overrides]),
+        command=shlex.join(['gnosis-figure', name, f'scale={scale}', *overrides]),
         provenance=provenance)
     table = rows.drop(columns='path').reset_index(drop=True)
     return Results(name, scale, table, facts, packages)
@@ -493,12 +528,13 @@ def save_results(
 )->Path: # of the table
     "Write `<figure>_<scale>.csv` and `.json`, and the packages as `packages_<digest>.txt`."
     stem = Path(folder)/f'{r.figure}_{r.scale}'
+    table, record = (stem.with_name(f'{stem.name}.{o}') for o in ('csv', 'json'))
     for digest, text in r.packages.items():
         path = stem.with_name(f'packages_{digest}.txt')
         if not path.exists(): write_atomic(path, lambda tmp: tmp.write_text(text, encoding='utf-8'))
     facts = json.dumps(r.facts, indent=1, ensure_ascii=False) + '\n'
-    write_atomic(stem.with_suffix('.json'), lambda tmp: tmp.write_text(facts, encoding='utf-8'))
-    return write_atomic(stem.with_suffix('.csv'), lambda tmp: r.rows.round(6).to_csv(tmp, index=False))
+    write_atomic(record, lambda tmp: tmp.write_text(facts, encoding='utf-8'))
+    return write_atomic(table, lambda tmp: r.rows.round(6).to_csv(tmp, index=False))
 
 def load_results(
     name:str, # a key of `SWEEPS`
@@ -514,7 +550,7 @@ def _read_results(name, scale, folder):
     table = folder/f'{name}_{scale}.csv'
     if not table.exists(): return None
     rows = pd.read_csv(table, dtype=dict.fromkeys(_WORDS, str))
-    facts = json.loads(table.with_suffix('.json').read_text(encoding='utf-8'))
+    facts = read_record(table.with_suffix('.json'))
     lists = {o.get('packages') for o in facts.get('provenance', [])}
     paths = {o: folder/f'packages_{o}.txt' for o in lists}
     texts = {o: path.read_text(encoding='utf-8') for o, path in paths.items() if path.exists()}

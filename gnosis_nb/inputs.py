@@ -176,6 +176,9 @@ def student_batches(
         return inputs.batches(inputs.parts[number], device, 'student', bs=bs, shuffle=inputs.loading.shuffle,
                               seed=own_seed)
     loaders = [part(number) for number in inputs.student_parts]
+    if bs < len(loaders):
+        raise ConfigError(f'dataloader.batch_size={bs}: expected at least one row of each of {len(loaders)} '
+                          'sources that the student is shown')
     if generator is not None:
         size = tuple(inputs.sets.train.shape[1:])
         generator = _Seeded(generator, derive_seed(seed, 'synthetic'), size, device)

@@ -50,7 +50,7 @@ class Plan:
             size = o.numel()*o.element_size()
             self.fields.append((self.width, size, o.dtype, o.shape))
             self.width += -(-size//8)*8  # each field begins where any type may
-        most = min(most, most_bytes//max(self.width, 1) + 1)
+        most = min(most, most_bytes//self.width + 1)
         self.rows = torch.zeros(most, self.width, dtype=torch.uint8, device=device)
         self.at = torch.zeros(1, dtype=torch.int64, device=device)
 

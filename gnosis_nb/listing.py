@@ -7,6 +7,7 @@ __all__ = ['locate_runs', 'list_text', 'compare_runs', 'list_runs']
 
 # %% ../nbs/48_listing.ipynb #eebe770b
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -54,6 +55,7 @@ def compare_runs(
 )->str:
     "Settings in which two runs differ, results, and teachers. Raises `ValueError` for a number there is not."
     from gnosis_nb.tables import diff_configs, diff_results, shared_teachers
+    if i == j: raise ValueError(f"compare={i} {j}: expected two runs")
     for o in (i, j):
         if o not in df.index: raise ValueError(f"compare={o}: expected a number from the list of runs")
     settings, results = diff_configs(df, i, j), diff_results(df, i, j)
@@ -90,7 +92,7 @@ def _parser():
 def _answer(a, df, root, width):
     "What the command prints, and the DataFrame for `--csv`."
     from gnosis_nb.tables import as_markdown, describe_runs, format_table, runs_table, tabulate_runs
-    if a.compare: return compare_runs(df, *a.compare), None
+    if a.compare: return compare_runs(df, *a.compare), df.loc[list(a.compare)]
     if a.table or a.by:
         by = a.by.split(',') if a.by else None
         table = tabulate_runs(df, by)
@@ -113,6 +115,7 @@ def list_runs(
         if not len(df): raise ValueError(f"filter={a.filter!r}: expected some of the runs below {root}")
         width = shutil.get_terminal_size((105, 24)).columns
         text, table = _answer(a, df, root, max(width, 80))
-        if a.csv and table is not None: table.to_csv(a.csv)
+        if a.csv: table.to_csv(a.csv)
     except (ValueError, OSError) as e: sys.exit(f"error: {' '.join(str(e).split())}")
-    print(text.rstrip('\n'))
+    try: print(text.rstrip('\n'), flush=True)
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # of `| head`

@@ -18,6 +18,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import default_device, to_device
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler, SequentialSampler
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -176,7 +177,7 @@ def uncompiled(
     net:nn.Module, # any
 ) -> nn.Module:
     "The network that `torch.compile` was given; any other as it is."
-    return net._modules.get('_orig_mod', net)
+    return getattr(net, '_orig_mod', net)
 
 def _taken(net, names):
     "Those of `names` that a network has a parameter for. Raises `TypeError` where that cannot be told."
@@ -225,12 +226,14 @@ def ask(
 
 # %% ../nbs/01_adapt.ipynb #4ecadeae
 class TupleLoader:
-    "A loader of any library as fastai's Learner reads one: batches (x, …, y) or (x, …, y, temp)."
+    """A loader of any library as fastai's Learner reads one: batches (x, …, y) on the device.
+
+    `temp` has the temperatures [batch, 1] of the batch that was read last, if it has some."""
     def __init__(self,
         data, # anything that `Batches` reads
         device:torch.device|None=None, # of its batches; None: as they come
     ):
-        self.read, self.device = Batches(data), device
+        self.read, self.device, self.temp = Batches(data), device, None
         own = self.read.dl
         self.dataset = getattr(own, 'dataset', None)
         self.bs = getattr(own, 'batch_size', None) or getattr(own, 'bs', None)
@@ -239,17 +242,13 @@ class TupleLoader:
     def input_names(self): return self.read.names
     @property
     def n(self): return len(self.dataset)
-    @property
-    def n_inp(self): # of the batch that was read last
-        if not hasattr(self, 'inputs'): raise AttributeError('n_inp: no batch has been read')
-        return self.inputs
     def __len__(self): return len(self.read)
 
     def __iter__(self):
         for xs, y in self.read:
-            self.inputs, temp = len(xs), () if self.read.temp is None else (self.read.temp,)
-            batch = *xs, y, *temp
-            yield to_device(batch, self.device) if self.device else batch
+            temp = self.read.temp
+            self.temp = to_device(temp, self.device) if self.device and temp is not None else temp
+            yield to_device((*xs, y), self.device) if self.device else (*xs, y)
 
     def one_batch(self):
         "The first batch."
@@ -267,9 +266,10 @@ class TupleLoader:
         shuffle:bool|None=None, # False: in order, with all rows
         **kwargs, # likewise
     ):
-        "This loader, or one of the same data in order; one of another library than torch stays as it is."
+        "This loader, or one of the same data in order; one with a sampler of its own, say, stays as it is."
         dl, read = self.read.dl, self.read
-        if shuffle is not False or not isinstance(dl, torch.utils.data.DataLoader) or dl.batch_size is None:
+        plain = type(dl) is torch.utils.data.DataLoader and dl.batch_size is not None
+        if shuffle is not False or not plain or type(dl.sampler) not in (RandomSampler, SequentialSampler):
             return self
         again = torch.utils.data.DataLoader(dl.dataset, dl.batch_size, num_workers=dl.num_workers,
                                             collate_fn=dl.collate_fn, pin_memory=dl.pin_memory)

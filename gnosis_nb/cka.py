@@ -216,14 +216,18 @@ def has_stages(
     return bool(stages(model))
 
 # %% ../nbs/03_cka.ipynb #d9818c38
+def _leading(batch):
+    "Inputs of a batch, which end before class indices [batch], if there are some, and else with the first."
+    labels = [i for i, o in enumerate(batch) if i and o.ndim == 1 and not o.is_floating_point()]
+    return batch[:labels[0] if labels else 1]
+
 def _batches(dl, nets):
     "Inputs of each batch for each network, on its device, and their names. `ValueError` if there are none."
     read, empty = Batches(dl), True
     for batch in read.dl:
         empty = False
-        if isinstance(batch, Mapping) or isinstance(batch, (tuple, list)) and len(batch) > 2:
-            xs = read.split(batch)[0]
-        else: xs = tuple(map(plain_tensor, batch[:1] if isinstance(batch, (tuple, list)) else [batch]))
+        if isinstance(batch, Mapping): xs = read.split(batch)[0]
+        else: xs = _leading(tuple(map(plain_tensor, batch if isinstance(batch, (tuple, list)) else [batch])))
         yield [to_device(xs, module_device(net, xs[0].device)) for net in nets], read.names
     if empty: raise ValueError('dl: expected at least one batch')
 

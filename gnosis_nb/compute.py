@@ -300,7 +300,10 @@ class Frozen:
     def _answer(self, net, x):
         given, named = arguments(net, x, self.names())
         logits = logits_of(call(net, *given, **named))
-        return logits, *[self.seen.pop(o) for o in self.layers if net is self.nets[0]]
+        layers = self.layers if net is self.nets[0] else ()
+        if missing := [o for o in layers if o not in self.seen]:
+            raise ValueError(f'layers={missing[0]!r}: expected a layer that {type(net).__name__} calls')
+        return logits, *[self.seen.pop(o) for o in layers]
 
     def _logits(self, *x):
         calls = [partial(self._answer, net, x) for net in self.nets]

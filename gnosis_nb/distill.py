@@ -19,7 +19,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.layers import NoneReduce
 from fastcore.basics import patch
 
-from .adapt import as_model, ask, check_order, logits_of, own_forward
+from .adapt import TupleLoader, as_model, ask, check_order, logits_of, own_forward
 from .cka import has_stages, stage_cka, stage_features
 from .compute import Frozen
 from .data.loaders import BatchLoader
@@ -34,13 +34,15 @@ from .progress import ProgressLine
 def _may_change(cb, order):
     "Whether a callback before this order may give the network other inputs than the loader did."
     if isinstance(cb, MixHandler): return True
-    fastais = type(cb).__module__.startswith('fastai.')
-    return cb.order < order and listens(cb, 'before_batch') and not fastais
+    if cb.order >= order or not listens(cb, 'before_batch') or not vars(type(cb)).get('changes_inputs', True):
+        return False
+    owner = next((o for o in type(cb).__mro__ if 'before_batch' in vars(o)), type(cb))
+    return not owner.__module__.startswith('fastai.')
 
-def _learns_too(teacher, student):
-    "Whether a teacher changes while a student learns."
+def _learns_too(teacher, student, frozen):
+    "Whether a teacher changes while a student learns, whose BatchNorm statistics may be frozen."
     learning = {o for o in student.parameters() if o.requires_grad}
-    norms = {o for o in student.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm)}
+    norms = {o for o in student.modules() if getattr(o, 'running_mean', None) is not None and not frozen}
     return bool(learning & {*teacher.parameters()} or norms & {*teacher.modules()})
 
 class Distillation(Callback):
@@ -75,7 +77,8 @@ class Distillation(Callback):
         if self.teacher is None:
             raise ValueError("teacher=None: an exported or copied Learner has no teacher; put "
                              "Distillation(teacher) in the place of this callback")
-        if _learns_too(self.teacher, self.model):
+        frozen = any(hasattr(type(o), 'keeps_statistics') for o in self.learn.cbs)
+        if _learns_too(self.teacher, self.model, frozen):
             raise ValueError("teacher: expected a network that does not change while the student learns, but "
                              "they share layers; copy.deepcopy(teacher) has its own")
         self.answers, device = {}, next(self.model.parameters()).device
@@ -98,7 +101,9 @@ class Distillation(Callback):
         learn = self.learn  # to look there at once
         if self.teacher is None: return
         if len(learn.yb) > 1: self.row_temp, learn.yb = learn.yb[1], learn.yb[:1]
-        else: self.row_temp = self.temp
+        else:
+            own = learn.dl.temp if isinstance(learn.dl, TupleLoader) else None
+            self.row_temp = self.temp if own is None else own
         if not self.ordered: self._check_order()
         rows = getattr(learn.dl, 'made_of', None) if self.changes is None else None
         learn.teacher_logits = self._ask() if rows is None else self._recall(rows)
@@ -200,7 +205,8 @@ def _reads(self:Distillation):
 def _check_outputs(self:Distillation, device):
     dl, n = self.dls.train, len(self.outputs)
     if self.changes is not None:
-        what = 'mixes inputs' if self.mixes is not None else 'may change inputs'
+        what = 'mixes inputs'
+        if self.mixes is None: what = 'may change inputs, unless its class has changes_inputs = False'
         raise ValueError(f"outputs: expected None with {type(self.changes).__name__}, which {what}")
     if not getattr(dl, 'repeats', False) or dl.n_inputs != n:
         raise ValueError(f"outputs: expected those to the inputs of dls.train, found outputs to {n:,} inputs")
@@ -314,6 +320,7 @@ class AnnealLoss(Callback):
 # %% ../nbs/34_distill.ipynb #775493c1
 class FreezeBatchNorm(Callback):
     "Keep the running statistics of every BatchNorm layer, and normalise with them in training."
+    keeps_statistics = True
     def before_train(self):
         for m in self.model.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()

@@ -210,11 +210,11 @@ def _each_value(overrides):
 def _with_teachers(given, track, trials, say):
     "The runs of a grid, whose teachers are trained if they are not there."
     axes = sweep_axes(given)
-    networks = [k for k in axes if k.startswith('classifier')]
-    if networks and not any(o.startswith('teacher.') for o in given):
-        k = networks[0]
-        raise ValueError(f"{k}: a teacher's network is its student's unless that is given, too, as by "
-                         f"{k.replace('classifier', 'teacher')}={axes[k][0]}")
+    known = {override_key(o) for o in given}
+    for k in [k for k in axes if k.startswith('classifier')]:
+        theirs = k.replace('classifier', 'teacher', 1)
+        if known & {theirs, 'teacher.name', 'teacher.weights'}: continue
+        raise ValueError(f"{k}: a teacher's network is its student's unless it is given, too, by {theirs}=…")
     shared, jobs = [o for o in given if override_key(o) in ('device', 'data_dir')], []
     of_student = [o for o in given if not _of_teacher(o)]
     for some in _each_value([o for o in given if _of_teacher(o)]):

@@ -263,18 +263,17 @@ def _parts(command):
         only = words[i + 1].split(',')
         del words[i:i + 2]
     files = [o for o in words if o.endswith(('.yaml', '.yml'))]
-    apart = 'device=', 'data_dir=', '--keep'
-    return [o for o in words if o not in files and not o.startswith(apart)], only, files
+    return [o for o in words if o not in files and not o.startswith(('data_dir=', '--keep'))], only, files
 
 def _with_others(r, before):
     "Results with the entries that a table has had before by the same command for others."
     if before is None or 'entry' not in before.rows: return r
     (same, only, files), (theirs, _, more) = _parts(r.facts['command']), _parts(before.facts['command'])
     others = before.rows[~before.rows.entry.isin(r.rows.entry)]
-    if only is None or same != theirs or not len(others): return r
+    if same != theirs or not len(others): return r
     place = {old: new for new, old in enumerate(others.index, len(r))}
     moved = [dict(o, rows=[place[i] for i in o['rows'] if i in place]) for o in before.facts['provenance']]
-    names = list(dict.fromkeys([*only, *others.entry]))
+    names = list(dict.fromkeys([*(only or read_entries()), *others.entry]))
     words = [same[0], *dict.fromkeys([*files, *more]), *same[1:], '--only', ','.join(names)]
     facts = dict(r.facts, runs=len(r) + len(others), date=max(r.facts['date'], before.facts['date']),
                  minutes=round(r.facts['minutes'] + others.seconds.sum()/60, 1), command=shlex.join(words),
@@ -291,7 +290,7 @@ def check_replaced(
     "Raise `ValueError` if a table would lose entries that another command has made."
     if (before := load_results(name, track, folder)) is None: return
     (same, only, _), (theirs, _, _) = _parts(command), _parts(before.facts['command'])
-    lost = sorted({*before.rows.entry} - {*(only or before.rows.entry)})
+    lost = sorted({*before.rows.entry} - {*(only or read_entries())})
     if same == theirs or not lost: return
     raise ValueError(f"{Path(folder)/f'{name}_{track}.csv'}: has {', '.join(lost[:3])} … of another command, "
                      f"{shlex.join(theirs)}; keep this table elsewhere, by --results")
@@ -358,7 +357,7 @@ def _run_each(jobs, rows_of, keep, say):
             failed.append(name)
         rows = rows_of([o for each in taken.values() for o in each], data_dir)
         if len(rows): table = keep(rows)
-    if len(rows): say(f'{table}: {len(rows)} runs')
+    if len(rows): say(f'{table}: {len(rows)} runs of these entries')
     _complain(failed)
     return rows
 
@@ -439,7 +438,7 @@ def try_rates(
             failed.append(name)
         rows = entry_rows(tried, data_dir)
         if len(rows): table = keep_rows('rates', track, rows, command, folder)
-    if len(rows): say(f'{table}: {len(rows)} runs')
+    if len(rows): say(f'{table}: {len(rows)} runs of these entries')
     _complain(failed)
     return rows
 

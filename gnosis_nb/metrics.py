@@ -50,7 +50,9 @@ def labelled_rows(
 
 def _where_known(holds, *logits):
     "0 or 1 in each row; NaN where logits are."
-    return holds.float() + sum(0*z.amax(-1) for z in logits)
+    known = holds.float()
+    for z in logits: known = known.masked_fill(z.isnan().any(-1), math.nan)
+    return known
 
 def accuracy(
     logits:Tensor, # [batch, classes] or [batch, m, classes]
@@ -151,7 +153,7 @@ def _label_sums(z, targets, n_bins):
     log_p, seen = log_probs(z), targets != -100
     correct = _where_known(z.argmax(-1) == targets, z)
     nlls = -log_p.gather(-1, targets.where(seen, 0).long()[:, None])[:, 0]
-    conf = log_p.amax(-1).exp()
+    conf = log_p.amax(-1).exp().where(seen, 0)
     rows = torch.stack([torch.ones_like(conf), correct, nlls], 1).where(seen[:, None], 0)
     gaps = _gap_sums(conf, correct.where(seen, conf), n_bins)  # an unlabelled row has no gap
     return torch.cat([rows.sum(0, dtype=gaps.dtype), gaps])

@@ -34,7 +34,7 @@ from .progress import ProgressLine
 def _may_change(cb, order):
     "Whether a callback before this order may give the network other inputs than the loader did."
     if isinstance(cb, MixHandler): return True
-    if cb.order >= order or not listens(cb, 'before_batch') or not vars(type(cb)).get('changes_inputs', True):
+    if cb.order >= order or not listens(cb, 'before_batch') or not getattr(type(cb), 'changes_inputs', True):
         return False
     owner = next((o for o in type(cb).__mro__ if 'before_batch' in vars(o)), type(cb))
     return not owner.__module__.startswith('fastai.')

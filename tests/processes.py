@@ -38,7 +38,10 @@ class Process:
         "The exit status, or 'stopped'; and what is on standard output and standard error."
         status = self.reports.readline().strip()
         for o in self.files: o.seek(0)
-        return status if status == 'stopped' else int(status), *(o.read() for o in self.files)
+        said = [o.read() for o in self.files]
+        if status == 'stopped': return status, *said
+        for o in (self.reports, *self.files): o.close()
+        return int(status), *said
 
 class Popen(Process):
     "For code that has a `subprocess.Popen` of `python -c CODE ARGUMENTS…`, with both outputs in one file."
@@ -47,7 +50,8 @@ class Popen(Process):
         self.returncode, self.end = None, threading.Thread(target=self.watch, daemon=True)
         self.end.start()
 
-    def watch(self): self.returncode = int(self.reports.readline())
+    def watch(self):
+        with self.reports: self.returncode = int(self.reports.readline())
     def poll(self): return self.returncode
     def wait(self, timeout=None):
         self.end.join(timeout)

@@ -220,6 +220,7 @@ def _with_teachers(given, track, trials, say):
     for some in _each_value([o for o in given if _of_teacher(o)]):
         teachers = _teachers_of([*shared, *some], track, trials, say)
         jobs += grid_jobs([*of_student, *some], teachers, track)
+    jobs = list({o.identity: o for o in jobs}.values())                      # a value given twice is one
     train_generators(jobs, track, say)
     return jobs
 

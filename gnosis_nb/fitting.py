@@ -48,6 +48,17 @@ def _load_published(net, weights, new_head):
     if _is_file(weights): return load_weights(inner, weights, new_head)
     raise ValueError(f"weights={weights!r}: expected a file or an address; there is no such file")
 
+def _check_not_square(net, who, inputs):
+    "Raise a `ConfigError` if images are not square, and the network cannot read them."
+    shape = getattr(inputs.sets.train, 'shape', (0, 0, 0))                   # texts have none
+    if shape[1] == shape[2]: return
+    try:
+        with torch.no_grad(): net.eval()(torch.zeros(1, *shape))
+    except RuntimeError as e:
+        raise ConfigError(f"{who}: expected square images, found {shape[1]}×{shape[2]} pixels (height × "
+                          "width), which dataset.shrink.size makes square") from e
+    net.train()
+
 def build_network(
     cfg:Settings, # of a classification, or of a GAN's judge
     who:str, # 'classifier' or 'teacher'
@@ -67,7 +78,9 @@ def build_network(
         with blame(who):
             net = build_classifier(**spec, seed=seed)
             if weights and not of_library: _load_published(net, weights, new_head=not _as_it_is(cfg, who))
-    except ConfigError as e: raise ConfigError(str(e).replace(f'{who}.input_size=', 'dataset.size=')) from e
+    except ConfigError as e:
+        raise ConfigError(str(e).replace(f'{who}.input_size=', f'{inputs.size_setting}=')) from e
+    _check_not_square(net, who, inputs)
     classes, wanted = published(net).get('classes'), inputs.shape['num_classes']
     if classes in (None, wanted) or not _as_it_is(cfg, who): return net
     raise ConfigError(f"{who}.weights={weights}: expected weights of {wanted} classes, found {classes}; "

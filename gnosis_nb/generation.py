@@ -51,6 +51,7 @@ class _RealImages:
     "The images of a run: as the data set has them, and as large as the networks make them."
     source:ImageSets
     sets:ImageSets
+    size_setting = 'density_model.size'
 
     @property
     def shape(self): # arguments of a classifier

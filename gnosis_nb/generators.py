@@ -59,11 +59,12 @@ def find_generator(
         raise ConfigError(f"{key}={given}: {problem or f'no generator_<updates> checkpoint below {folder}'}")
     most = max((_updates(path) for path, _ in found), default=0)
     newest = [path for path, _ in found if _updates(path) == most]
+    if problem and not newest: say(f"generator: {problem}")
     return newest[cfg.trial_id % len(newest)] if newest else None
 
 # %% ../nbs/55_generators.ipynb #a23169bb
-_NONE = ("generator: UNTRAINED, for there is no generator_<updates> checkpoint of these images below "
-         "data_dir; synthetic images are noise")
+_NONE = ("generator: UNTRAINED, for there is no generator_<updates> checkpoint of these images and of this "
+         "density_model below data_dir; synthetic images are noise")
 
 def build_generator(
     cfg:ImageClassification, # settings

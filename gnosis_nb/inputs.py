@@ -39,7 +39,7 @@ def _keep(key, data, n):
     return data.subset(stratified_subset(data.targets, n)).cut_by(f'shrink.{key}', len(data))
 
 def _resize(data, size):
-    if size is None or data.shape[1] == size: return data
+    if size is None or data.shape[1:] == (size, size): return data
     if not isinstance(data, ImageData): return replace(data, size=size)      # files are read at any size
     def smaller(x):
         x = F.interpolate(x.float(), (size, size), mode='bilinear', antialias=True)
@@ -85,6 +85,7 @@ def load_sets(
 
 def _divide(cfg, train, test):
     "Training examples with their labels shuffled, evaluation examples, and the two parts of the former."
+    if train.num_classes < 2: raise ConfigError(f"dataset.name={cfg.dataset.name}: expected classes, not one")
     sub, shuffle = cfg.dataset.subsample, cfg.dataset.shuffle_train_targets
     if shuffle.enabled: train.targets = shuffle_targets(train.targets, shuffle.ratio, shuffle.seed)
     if cfg.trainer.eval_dataset == 'val':
@@ -101,6 +102,8 @@ def _divide(cfg, train, test):
 # %% ../nbs/52_inputs.ipynb #2c607cf0
 class Inputs:
     "Examples of a run and batches of them. Subclasses have `sets`, `parts`, `split`, `loading`, …"
+    size_setting = 'dataset.size'                                            # gives images their size
+
     @property
     def unit(self): return self.sets.train.unit                              # 'images' or 'texts'
 
@@ -268,7 +271,11 @@ class ImageInputs(Inputs):
     def temps(self): # τ of each part that the student sees; one number where it is the same for all
         temp, own = self.distillation.temp, [o.get('temp') for o in self.distillation.extra]
         splits = len(self.distillation.splits)
-        if not own or isinstance(temp, list) and len(temp) >= splits + len(own): return temp
+        of_all = isinstance(temp, list) and len(temp) >= splits + len(own)
+        for i in (i for i, o in enumerate(own) if of_all and o is not None):
+            raise ConfigError(f"distill_loader.extra[{i}].temp={own[i]}: expected none, as "
+                              f"distill_loader.temp={temp} has one for each set")
+        if not own or of_all: return temp
         temps = list(temp) if isinstance(temp, list) else [temp]*splits
         first = temps[0] if temps else temp
         return temps + [first if o is None else o for o in own]

@@ -1,5 +1,5 @@
 "Folders of images: order, cache, sizes, damage; decoded and streamed; CIFAR as PNG where it is at hand."
-import pickle
+import os, pickle, shutil, signal
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ from PIL import Image
 import gnosis_nb.data.folder as folders
 from fakes import write_image_folder
 from gnosis_nb.data.folder import DataNotFound, image_folder, sample_statistics
-from gnosis_nb.data.images import ImageData, ImageFiles
+from gnosis_nb.data.images import ImageData, ImageFiles, UnreadableImage
+from gnosis_nb.data.loaders import ImageLoader
 from gnosis_nb.data.split import hold_out
 from gnosis_nb.data.zoo import STATISTICS
 
@@ -154,6 +155,64 @@ def test_streaming_needs_one_size(folder):
         image_folder(folder, memory_limit=0)
     unread = image_folder(folder, size=6, memory_limit=0).test
     with pytest.raises(ValueError, match='cannot decode image .*dog/11.png'): unread.read(61)
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tiff'])
+def test_the_upper_bits_of_16_are_kept(folder, suffix):
+    deep = np.random.default_rng(0).integers(0, 2**16, (8, 6), dtype=np.uint16)
+    Image.fromarray(deep).save(folder/'train'/'cat'/f'-.{suffix}')           # the first of all
+    wanted = torch.from_numpy((deep >> 8).astype(np.uint8)).expand(3, -1, -1)
+    assert torch.equal(image_folder(folder).train.images[0], wanted)
+
+def test_pixels_of_an_unknown_range_are_refused(folder):
+    Image.fromarray(np.zeros((8, 6), dtype=np.float32)).save(folder/'train'/'cat'/'00.tiff')
+    with pytest.raises(UnreadableImage, match='00.tiff: mode F: expected 8 or 16 bits a channel'):
+        image_folder(folder)
+
+def test_what_links_lead_to_is_read_and_what_is_hidden_is_not(folder, tmp_path):
+    before, cat = image_folder(folder).train, folder/'train'/'cat'
+    (cat/'.ipynb_checkpoints').mkdir()
+    shutil.copy(cat/'00.png', cat/'.ipynb_checkpoints'/'00-checkpoint.png')
+    assert image_folder(folder).train.fingerprint() == before.fingerprint()
+    other = tmp_path/'more'
+    other.mkdir()
+    shutil.copy(cat/'00.png', other/'0.png')
+    (cat/'linked').symlink_to(other)
+    (cat/'linked_again').symlink_to(other)
+    (other/'around').symlink_to(cat)
+    assert len(image_folder(folder).train) == len(before) + 1
+
+def test_a_link_to_nothing_is_an_image_that_cannot_be_decoded(folder):
+    (folder/'train'/'cat'/'50.png').symlink_to('gone.png')
+    for limit in (None, 0):
+        with pytest.raises(UnreadableImage, match='50.png'): image_folder(folder, size=6, **memory(limit))
+
+def memory(limit): return {} if limit is None else dict(memory_limit=limit)
+
+@pytest.fixture
+def streamed(folder): return ImageLoader(image_folder(folder, size=6, memory_limit=0).train, 8, num_workers=2)
+
+def test_two_readers_of_a_loader_do_not_disturb_each_other(streamed):
+    def rows(dl): return sum(len(y) for _, y in dl)
+    outer, inner = 0, []
+    for i, (_, y) in enumerate(streamed):
+        outer += len(y)
+        if i in (3, 7): inner.append(rows(streamed))
+    assert (outer, inner, len(list(zip(streamed, streamed)))) == (150, [150, 150], 19)
+
+def test_a_loader_goes_on_after_a_worker_was_killed(streamed):
+    batches = iter(streamed)
+    next(batches)
+    workers = streamed._stream._iterator._workers
+    for o in workers: os.kill(o.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match='exited unexpectedly'): list(batches)
+    assert sum(len(y) for _, y in streamed) == 150
+
+def test_a_workers_error_names_the_file_and_no_more(streamed):
+    streamed.dataset.files[140].write_bytes(b'GIF?')
+    with pytest.raises(UnreadableImage) as e: list(streamed)
+    file = streamed.dataset.files[140]
+    assert str(e.value) == f"cannot decode image {file}: cannot identify image file '{file}'"
 
 
 def test_statistics_of_a_sample(folder):

@@ -59,7 +59,7 @@ def draw_mixup(
 )->tuple: # weights λ and 1 - λ, float32 [2]; π of the first `ceil(portion · batch)` rows
     "One λ and one permutation."
     lam = _draw_beta(alpha, generator)
-    order = torch.randperm(math.ceil(portion*batch), generator=generator)
+    order = torch.randperm(math.ceil(round(portion*batch, 6)), generator=generator)  # 7 % of 100 are 7
     return torch.tensor([lam, 1 - lam]), order
 
 def mixup(
@@ -123,6 +123,13 @@ def extra_part(
     return replace(data, targets=torch.full_like(data.targets, -100))
 
 # %% ../../nbs/27_data.blocks.ipynb #9e666285
+def _of_part(part, idxs, workers, skip):
+    "A part's batches of these rows, and None where it has no rows: it may have fewer than there are batches."
+    batches = part.batches([o for o in idxs if len(o)], workers, sum(len(o) > 0 for o in idxs[:skip]))
+    for idx in idxs[skip:]: yield next(batches) if len(idx) else None
+
+def _share(ratio, n): return int(round(ratio*n, 6))                          # 29 % of 100 are 29
+
 class DistillLoader(PlannedLoader):
     "Batches `(x, y, temp)` for distillation: rows of every part, noise, MixUp, synthetic rows at the end."
     n_inp = 1  # of a batch's parts, x alone goes to the network
@@ -140,12 +147,16 @@ class DistillLoader(PlannedLoader):
         noise:float=0.,                # probability that a real image is replaced by noise
     ):
         if not parts: raise ValueError("parts=[]: expected at least one loader of images")
+        if bs < len(parts): raise ValueError(f"bs={bs}: expected at least {len(parts)}, a row of each part")
         check_ratio('mixup_portion', mixup_portion)
         check_ratio('noise', noise)
         for k, v in dict(mixup_alpha=mixup_alpha, synth_ratio=synth_ratio).items():
             if v < 0: raise ValueError(f"{k}={v}: expected a number >= 0")
         if synth_ratio > 0 and synth is None:
             raise ValueError(f"synth_ratio={synth_ratio}: expected a generator of images, `synth`, with it")
+        if synth_ratio > 0 and not _share(synth_ratio, bs):
+            raise ValueError(f"synth_ratio={synth_ratio}: expected a synthetic row or more beside "
+                             f"bs={bs} real ones")
         with keep_random_state():  # fastai's DataLoader draws a seed from Python's global generator
             super().__init__(parts[0].dataset, bs=bs, shuffle=True, drop_last=drop_last, indexed=True,
                              n=sum(len(o.dataset) for o in parts), device=parts[0].device)
@@ -182,6 +193,7 @@ class DistillLoader(PlannedLoader):
         orders = [torch.as_tensor(o.get_idxs()) for o in self.parts]
         if len(orders) == 1:
             return [(o,) for o in orders[0].split(self.bs) if not (self.drop_last and len(o) < self.bs)]
+        if not len(self): return []
         if self.drop_last: orders = [o[:len(self)*self.bs*len(o)//self.n] for o in orders]
         return list(zip(*(o.tensor_split(len(self)) for o in orders)))
 
@@ -191,13 +203,13 @@ class DistillLoader(PlannedLoader):
         skip:int=0,            # leave out so many batches, which were given before
     ):
         "The finished batches of these rows."
-        streams = [part.batches(i, workers, skip) for part, i in zip(self.parts, zip(*idxs))]
+        streams = [_of_part(part, i, workers, skip) for part, i in zip(self.parts, zip(*idxs))]
         for *pairs, idx in zip(*streams, idxs[skip:]):
-            xs, ys = zip(*pairs)
+            xs, ys = zip(*filter(None, pairs))
             x = self.parts[0].join(xs) if len(xs) > 1 else xs[0]
             if self.reads_own: self.whole = sum(map(len, idx))
             if self.repeats: self.made_of = self._in_all(part.own_rows(i) for part, i in zip(self.parts, idx))
-            yield self.finish(x, torch.cat(ys), [len(y) for y in ys])
+            yield self.finish(x, torch.cat(ys), [len(o[1]) if o else 0 for o in pairs])
 
     def take_share(self,
         share:tuple|None, # number of this process, number of processes; None: the whole batches
@@ -262,7 +274,7 @@ def finish(
 ):
     "Noise, MixUp, then synthetic rows, then the temperature of every row: `(x, y, temp [batch, 1])`."
     noise, mix = send(self._draw_finish(len(x)), self.device) if numbers is None else numbers
-    n_synth = int(self.synth_ratio*len(x))
+    n_synth = _share(self.synth_ratio, len(x))
     if noise:
         x = replace_by_noise(x, *noise, *self._black_and_white(x), self._pixel_generator())
         y = y.masked_fill(*noise, -100)
@@ -288,7 +300,10 @@ def _sample(self:DistillLoader, n, x):
     "Synthetic images beside `x`; a GPU makes them in bf16, as it computes the networks."
     half = torch.device(self.device).type == 'cuda' and torch.cuda.is_bf16_supported()
     with torch.no_grad(), torch.autocast('cuda', torch.bfloat16, enabled=half):
-        return self.synth.sample(n).to(x.device, x.dtype)
+        made = self.synth.sample(n).to(x.device, x.dtype)
+    if made.shape[1:] == x.shape[1:]: return made
+    raise ValueError(f"synth: expected images of shape {list(x.shape[1:])}, as the real ones, "
+                     f"got {list(made.shape[1:])}")
 
 @patch
 def _temperatures(self:DistillLoader, counts):
@@ -412,6 +427,9 @@ def SplitBlock(
     seed:int=0,                        # of the random split
 ):
     "Parts of the training set: the data-recycling experiment."
+    there = (0, 1) if ratio < 1 else (0,)
+    if not splits or not set(splits) <= set(there):
+        raise ValueError(f"splits={list(splits)}: expected some of {list(there)}, with ratio={ratio}")
     return _block(split=(ratio, seed), splits=list(splits), temps=temps)
 
 # %% ../../nbs/27_data.blocks.ipynb #97c14839
@@ -481,8 +499,9 @@ class DistillBlock(DataBlock):
         temps = list(s.get('temps') or [self.temp]*len(data))
         for o in s['extra']:
             data.append(extra_part(o['data'], sets.train.shape, o['num'], o['seed']))
-            temps.append(o['temp'] or temps[0])
-        if s.get('synth_ratio'): temps.append(s.get('synth_temp') or temps[0])
+            temps.append(temps[0] if o['temp'] is None else o['temp'])
+        own = s.get('synth_temp')
+        if s.get('synth_ratio'): temps.append(temps[0] if own is None else own)
         seeds = np.random.SeedSequence(seed).generate_state(len(data) + 1).tolist()
         augment = self.augment(min(sets.train.shape[1:]))
         same = dict(augment=augment, norm=norm, device=device, num_workers=num_workers)

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .images import ImageData, ImageFiles, ImageSets, image_statistics, read_image
+from .images import (
+    ImageData, ImageFiles, ImageSets, UnreadableImage, image_statistics, read_image)
 from ..progress import with_progress
 
 # %% ../../nbs/22_data.folder.ipynb #4fd9f8c4
@@ -48,13 +49,21 @@ def missing_data(
                         f"or unpack the files of {url} there{hint}")
 
 # %% ../../nbs/22_data.folder.ipynb #63db2cd8
+def _files_below(folder):
+    "All files but hidden ones. A folder to which several links lead counts once, so no circle is endless."
+    seen = set()
+    for at, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(at)) in seen: names = folders[:] = []
+        seen.add(real)
+        folders[:] = sorted(o for o in folders if not o.startswith('.'))
+        yield from (Path(at)/o for o in names if not o.startswith('.'))
+
 def _list_split(folder):
-    "Class names, image files and labels of `folder/<class>/**`."
+    "Class names, image files and labels of `folder/<class>/**`, also where links lead."
     classes = sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.'))
     files, targets = [], []
     for i, c in enumerate(classes):
-        images = (f for f in (folder/c).rglob('*') if f.suffix.lower() in IMG_EXTENSIONS)
-        found = sorted(f for f in images if not f.name.startswith('.'))
+        found = sorted(f for f in _files_below(folder/c) if f.suffix.lower() in IMG_EXTENSIONS)
         if not found:
             raise ValueError(f"class folder {folder/c} holds no image: "
                              f"expected files ending in {', '.join(IMG_EXTENSIONS)}")
@@ -103,11 +112,14 @@ def _decode(files, size, resize, shape, label):
     return out
 
 # %% ../../nbs/22_data.folder.ipynb #02f351f3
+_VERSION = 2  # of how files are decoded: those with 16 bits were cut off in the first
+
 def _cache_file(root, split, files, size, resize):
     how = size if resize is None else f'{size}of{resize}'
-    h = hashlib.sha256(repr(how).encode())
+    h = hashlib.sha256(f'{_VERSION} {how!r}'.encode())
     for f in files:
-        s = f.stat()
+        try: s = f.stat()
+        except OSError as e: raise UnreadableImage(f"cannot decode image {f}: {e}") from e  # a dead link
         h.update(f'{f.relative_to(root)}\0{s.st_mtime_ns}\0{s.st_size}\n'.encode())
     return root/'.gnosis_nb_cache'/f'{split}-{how or "asis"}-{h.hexdigest()[:16]}.npy'
 
@@ -160,7 +172,7 @@ def _file_shape(file):
     "[3, H, W] from the header of `file`."
     try:
         with Image.open(file) as im: return 3, im.height, im.width
-    except Exception as e: raise ValueError(f"cannot decode image {file}: {e}") from e
+    except Exception as e: raise UnreadableImage(f"cannot decode image {file}: {e}") from e
 
 def _common_size(files, what):
     "The side in pixels of square images that all have one size, from their headers."

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from .augment import Augmentation, apply_steps, draw_steps
 from .geometry import RandomResizedCrop, Transform, Window
-from .images import Examples, ImageData, ImageFiles, ImageSets, normalizer
+from .images import Examples, ImageData, ImageFiles, ImageSets, UnreadableImage, normalizer
 from .split import keep_random_state
 from ..progress import ProgressLine, with_progress
 
@@ -248,7 +248,7 @@ class ImageLoader(BatchLoader):
             self.decode, self.rest = self.rest[0].at_size(data.size), self.rest[1:]
         self.repeats = self.repeats and not (self.window.ops or self.rest or self.decode)
         in_memory, self.stream_seed = not isinstance(data, ImageFiles), 0
-        self._stream = None
+        self._stream, self._is_read = None, False
         self.can_draw = in_memory and all(isinstance(o, Transform) for o in self.rest)
         self.to(self.device)
 
@@ -260,9 +260,13 @@ class ImageLoader(BatchLoader):
         "Make later batches on `device`, and keep the images there."
         self.device = device
         self.targets, self._tiles = self.dataset.targets.to(device), {}
-        if self._stream is not None: _end_workers(self._stream)
-        self._padded = self._stream = None
+        self._padded = None
+        self._end_stream()
         return self
+
+    def _end_stream(self):
+        if self._stream is not None: _end_workers(self._stream, os.getpid())
+        self._stream = None
 
     def batches(self,
         idxs:Sequence,         # row numbers of each batch, [batch] each
@@ -386,10 +390,11 @@ def _leave_to_parent(worker):
     iterators of other loaders would complain here."""
     gc.freeze()
 
-def _end_workers(stream):
+def _end_workers(stream, pid):
     """End the workers of a torch DataLoader. Left to itself it would wait five seconds for each of them:
-    when a cycle is collected (a fastai DataLoader is in one), the queues of its workers are closed first."""
-    if stream._iterator is not None: stream._iterator._shutdown_workers()
+    when a cycle is collected (a fastai DataLoader is in one), the queues of its workers are closed first.
+    A process that was forked from `pid` leaves them alone."""
+    if stream._iterator is not None and os.getpid() == pid: stream._iterator._shutdown_workers()
 
 @patch
 def _torch_loader(self:ImageLoader, workers):
@@ -400,17 +405,33 @@ def _torch_loader(self:ImageLoader, workers):
         worker_init_fn=_leave_to_parent)
 
 @patch
+def _free_stream(self:ImageLoader, workers):
+    "A torch DataLoader that nobody reads from: the one that is kept for all epochs, or another."
+    if not workers or self._is_read: return self._torch_loader(workers)
+    if self._stream is None:
+        self._stream = self._torch_loader(workers)
+        weakref.finalize(self, _end_workers, self._stream, os.getpid()).atexit = False
+    return self._stream
+
+@patch
 def _read(self:ImageLoader, idxs, workers, skip):
     "Decoded batches, uint8 [batch, C, H, W], of these rows."
     if not skip: self.stream_seed = int(torch.randint(2**62, (1,), generator=self.generator))
-    seed = self.stream_seed + sum(map(len, idxs[:skip]))
-    if workers and self._stream is None:  # kept for the next epoch, until this loader is collected
-        self._stream = self._torch_loader(workers)
-        weakref.finalize(self, _end_workers, self._stream).atexit = False
-    stream = self._stream if workers else self._torch_loader(0)
-    stream.batch_sampler.idxs, stream.batch_sampler.seed = idxs[skip:], seed
+    stream = self._free_stream(workers)
+    stream.batch_sampler.seed = self.stream_seed + sum(map(len, idxs[:skip]))
+    stream.batch_sampler.idxs = idxs[skip:]
     stream.batch_sampler.own_rows = partial(_every, self.share) if self.reads_own else list
-    return iter(stream)
+    kept = stream is self._stream
+    self._is_read |= kept
+    try: yield from stream
+    except UnreadableImage as e:                                             # below a worker's traceback
+        raise UnreadableImage(str(e)[str(e).rindex('cannot decode image'):].strip()) from None
+    except RuntimeError:
+        if kept: self._end_stream()                                          # a worker has died
+        raise
+    finally:
+        if kept: self._is_read = False
+        else: _end_workers(stream, os.getpid())
 
 @patch
 def _stream_batches(self:ImageLoader, idxs, workers, skip):

@@ -333,7 +333,9 @@ def _encode_files(folder, splits, home, min_freq, backend):
     encoded = _load_encoded(cache, [len(o) for o in splits])
     if encoded is None:
         total = sum(map(len, splits))
-        def read(name): return (folder/name).read_bytes().decode()
+        def read(name):
+            try: return (folder/name).read_bytes().decode('utf-8-sig')
+            except UnicodeDecodeError as e: raise ValueError(f"{folder/name}: expected UTF-8, {e}") from None
         names = [[name for name, *_ in o] for o in splits]
         steps = with_progress(repeat(1), total, f'reading and encoding {folder}')
         texts = [(read(name) for name, _ in zip(part, steps)) for part in names]  # one text at a time

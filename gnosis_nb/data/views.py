@@ -79,7 +79,7 @@ class ViewLoader(ImageLoader):
         "All that the batch of these inputs depends on, a tree of tensors on the CPU."
         n = len(self.dataset)
         views, rows = idx // n, idx % n
-        found = views.unique().tolist()
+        found = views.unique().tolist() or [0]                               # 0 rows are of any view
         parts = [_take(self.numbers(v), rows[views == v]) for v in found]
         if len(parts) == 1: return idx, *parts[0]
         back = views.argsort(stable=True).argsort()

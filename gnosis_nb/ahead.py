@@ -26,7 +26,7 @@ def output_facts(
     "What a student's inputs depend on besides examples, normalisation and the seed of views."
     if not hasattr(cfg, 'augmentation'): return {}
     aug, options = cfg.augmentation, cfg.augmentation.options()
-    names = [*aug.transforms_list, *cfg.distill_loader.transforms_list]
+    names = cfg.distill_loader.all_transforms(aug)
     return dict(transforms=[[name, options.get(name)] for name in names], p=aug.random_apply.p)
 
 def ask_ahead(

@@ -270,7 +270,7 @@ def conduct(
 def _check(cfg):
     check_optimizers(cfg)
     if isinstance(cfg, ImageClassification):
-        image_augmentation(cfg.augmentation, cfg.distill_loader.transforms_list)
+        image_augmentation(cfg.augmentation, cfg.distill_loader.all_transforms(cfg.augmentation))
 
 def _begin(cfg, inputs, run):
     ready = load_teachers(cfg, inputs, run.say, run.state.get('plan'))

@@ -207,12 +207,13 @@ def distillation_rows(
 
 # %% ../nbs/52_inputs.ipynb #a5b13003
 def image_augmentation(
-    settings:AugmentationSettings, # what teachers and students have
-    more:list=(), # names of transforms that a student's policy adds
+    settings:AugmentationSettings, # transforms that teachers have, and the arguments of all
+    names:list|None=None, # of transforms; default: the teachers'
 ):
     "The batch transform that the settings describe; None when there is nothing to do."
+    names = settings.transforms_list if names is None else names
     with blame('distill_loader.transforms_list'):
-        return augmentation([*settings.transforms_list, *more], settings.options(), settings.random_apply.p)
+        return augmentation(names, settings.options(), settings.random_apply.p)
 
 # %% ../nbs/52_inputs.ipynb #cfb75053
 def shift_and_scale(
@@ -249,8 +250,8 @@ class ImageInputs(Inputs):
         **kwargs, # `bs`, `shuffle`, `drop_last`, `seed`
     )->ImageLoader:
         "Whole batches of images, augmented and normalised."
-        more = self.distillation.transforms_list if who == 'student' else []
-        augment = image_augmentation(self.augmentation, more) if who else None
+        names = self.distillation.all_transforms(self.augmentation) if who == 'student' else None
+        augment = image_augmentation(self.augmentation, names) if who else None
         norm = normalizer(self.augmentation.normalization, self.sets.statistics)
         workers = self.loading.num_workers
         if who == 'student' and self.views: return self._views(examples, augment, norm, device, **kwargs)

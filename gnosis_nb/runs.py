@@ -75,6 +75,7 @@ _FORMER_VALUES = {
     'teacher.schedule': None,
     'teacher.trainer.keep_epochs': [],
     'features.name': 'none',
+    'distill_loader.teacher_transforms': True,
     'density_model.size': None,
     'trainer.teacher_cache_views': None,
     'trainer.teacher_cache_seed': 0,

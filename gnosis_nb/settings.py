@@ -558,6 +558,7 @@ class ImageDistillation(TextDistillation):
     "A student's batches of images."
     policy:Literal['baseline', 'rotation', 'vertical_flip', 'colorjitter', 'comb_aug', 'mixup', 'gan', 'ood',
                    'noise']
+    teacher_transforms:bool
     transforms_list:list[TransformName]
     noise:Share
     extra:Annotated[list, _sets]                                             # each an `ExtraSet`, and more
@@ -571,6 +572,9 @@ class ImageDistillation(TextDistillation):
             for key in filter(ExtraSet.__annotations__.__contains__, entry):
                 try: accept_setting(ExtraSet, key, entry[key])
                 except ConfigError as e: raise ConfigError(f'extra[{i}].{e}') from None
+
+    def all_transforms(self, augmentation): # -> names, of what a student's images go through
+        return [*(augmentation.transforms_list if self.teacher_transforms else []), *self.transforms_list]
 
 # %% ../nbs/51_settings.ipynb #4b55bffd
 def _stays_inside(name):
@@ -709,7 +713,7 @@ def _check_repeats(cfg):
                               "come twice")
     if cfg.trainer.on_disk and cfg.features.name != 'none':
         raise ConfigError(f"{key} with features={cfg.features.name}: expected none, as logits alone are kept")
-    names = [*aug.transforms_list, *load.transforms_list] if aug.random_apply.p > 0 else []
+    names = load.all_transforms(aug) if aug.random_apply.p > 0 else []
     if names and not views:
         raise ConfigError(f"{key} with augmentation.transforms_list={names}: no image comes twice; "
                           "trainer.teacher_cache_views=8 gives each the same 8 augmentations")

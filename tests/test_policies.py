@@ -7,7 +7,7 @@ from torchvision import datasets
 
 import gnosis_nb.data.blocks as blocks
 import gnosis_nb.distill as distill
-from experiments import SHORT, TEACHERS, conduct, images, loaded, states_below
+from experiments import SHORT, TEACHERS, conduct, images, loaded, small, states_below
 from fakes import fake_cifar, fake_svhn
 from gnosis_nb.data.zoo import digits
 from gnosis_nb.schema import ConfigError
@@ -75,6 +75,28 @@ def test_synthetic_rows_with_an_untrained_generator(tmp_path, shown):
     assert (y >= 0).tolist() == [True]*269 + [False]*67 and sources[269:] == ['synthetic']*67
     assert temp[:, 0].tolist() == [1.]*269 + [2.]*67
 
+def test_a_student_without_its_teachers_augmentation(pool, tmp_path, shown):
+    student(pool, tmp_path, 'distill_loader.teacher_transforms=false')
+    x = torch.cat([o['batch'][0] for o in shown])
+    plain = digits(size=8).train.images
+    def rows(x): return x.flatten(1).unique(dim=0)
+    assert torch.equal(rows(((x + 1)*127.5).round()), rows(plain.float()))
+
+@pytest.mark.parametrize('command, more', [
+    ('text_classification', ['dataset.num_train=200', 'dataloader.batch_size=10']),
+    ('image_classification', ['dataset.shrink.train=400', 'dataloader.batch_size=16', 'trainer.teacher_cache=disk',
+                              'trainer.teacher_cache_views=2'])])
+def test_a_part_with_fewer_rows_than_there_are_batches(tmp_path, monkeypatch, command, more):
+    sizes, finish = [], blocks.DistillLoader.finish
+    def spy(self, x, y, given, *args):
+        sizes.append(given)
+        return finish(self, x, y, given, *args)
+    monkeypatch.setattr(blocks.DistillLoader, 'finish', spy)
+    few = ['dataset.subsample.ratio=0.03', 'dataset.subsample.split=1', 'distill_loader.splits=[0,1]']
+    small(command, tmp_path, *more, *few)
+    n, (first, second) = int(more[0].partition('=')[2]), zip(*sizes)
+    assert (sum(first), sum(second)) == (3*n//100, 97*n//100) and min(first) == 0 < min(second)
+
 def test_other_sets_beside_the_training_images(pool, tmp_path, shown):
     extra = '[{name:digits,size:16,channels:3,num:200,temp:1.0},{name:digits,size:12,num:50}]'
     _, lines = student(pool, tmp_path, 'dataloader.batch_size=128', f'distill_loader.extra={extra}')
@@ -93,9 +115,11 @@ def test_only_other_sets(pool, tmp_path, shown):
     ('distill_loader.extra=[{name:nothing}]', r'distill_loader.extra\[0\].*nothing'),
     ('distill_loader.extra=[{name:digits,num:9999}]', r'distill_loader.extra\[0\].*num=9999'),
     ('distill_loader.extra=[{name:digits,colour:red}]', r'distill_loader.extra\[0\].*colour'),
+    ('distill_loader.extra=[{name:digits,temp:9.0}] distill_loader.temp=[4,1]', r'distill_loader.extra\[0\].temp=9.0'),
+    ('distill_loader.synth_ratio=.001 dataloader.batch_size=32', 'distill_loader.synth_ratio=0.001: .*bs=32'),
     ('distill_loader.transforms_list=[rotate]', 'distill_loader.transforms_list.*rotate')])
 def test_what_is_refused(tmp_path, override, message):
-    with pytest.raises(ConfigError, match=f'^{message}'): images(tmp_path, override)
+    with pytest.raises(ConfigError, match=f'^{message}'): images(tmp_path, *override.split())
     assert not states_below(tmp_path)
 
 @pytest.mark.parametrize('options', [

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENTRIES', 'BASELINE', 'TRACKS', 'MEASURES', 'KEPT', 'Entry', 'read_entry', 'read_entries', 'Track', 'entry_jobs',
-           'entry_row', 'entry_rows', 'leaderboard_rows', 'standings', 'rung', 'nearest_rung', 'with_rate',
-           'best_rates', 'at_best_rates', 'check_replaced', 'keep_rows', 'train_generators', 'run_entries', 'try_rates',
-           'table_parser', 'check_options', 'kept_row', 'verify_row', 'track_settings', 'possible_entries',
+           'entry_row', 'entry_rows', 'leaderboard_rows', 'with_other_teachers', 'standings', 'rung', 'nearest_rung',
+           'with_rate', 'best_rates', 'at_best_rates', 'check_replaced', 'keep_rows', 'train_generators', 'run_entries',
+           'try_rates', 'table_parser', 'check_options', 'kept_row', 'verify_row', 'track_settings', 'possible_entries',
            'leaderboard_command']
 
 # %% ../nbs/66_leaderboard.ipynb #db3e8793
@@ -178,6 +178,14 @@ def leaderboard_rows(
     return table.merge(other, how='left', on=['entry', 'trial'])
 
 # %% ../nbs/66_leaderboard.ipynb #0f45b37a
+def with_other_teachers(
+    rows:pd.DataFrame, # of `leaderboard_rows`
+)->list: # names
+    "Entries whose teachers are not the baseline's: a comparison with it is one of teachers, too."
+    theirs = rows.pivot(index='trial', columns='entry', values='teacher_accuracy')
+    differ = theirs.sub(theirs[BASELINE], axis=0).abs().max() > 0
+    return [*differ[differ].index]
+
 def standings(
     rows:pd.DataFrame, # of `leaderboard_rows`
     entries:dict|None=None, # of `read_entries`, for what they are
@@ -190,7 +198,7 @@ def standings(
         both = mine.index.intersection(base.index)
         gain, low, high = interval((mine.agreement - base.agreement)[both])
         said = 'more faithful' if low > 0 else 'less faithful' if high < 0 else 'undecided'
-        cost = {f'{k} ×': mine[k].mean()/base[k].mean() for k in ('images', 'seconds')}
+        cost = {f'{k} ×': mine[k].median()/base[k].median() for k in ('images', 'seconds')}  # a machine may sleep
         out.append(dict(entry=name, what=entries[name].what if entries and name in entries else '',
             **mine[[*MEASURES, 'weights']].mean(), gain=gain, low=low, high=high,
             verdict='' if name == BASELINE else said, **cost, trials=len(mine)))
@@ -581,4 +589,5 @@ def leaderboard_command(
             print(tried[['entry', 'lr', *MEASURES]].round(3).to_string(index=False))
             return
         rows = run_entries(entries, track, trials, rest, folder, a.tuned, say)
+        if others := with_other_teachers(rows): say(f"with other teachers than the baseline: {', '.join(others)}")
         print(standings(rows, entries).drop(columns='what').round(3).to_string(index=False))

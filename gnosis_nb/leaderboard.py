@@ -198,7 +198,7 @@ def standings(
         both = mine.index.intersection(base.index)
         gain, low, high = interval((mine.agreement - base.agreement)[both])
         said = 'more faithful' if low > 0 else 'less faithful' if high < 0 else 'undecided'
-        cost = {f'{k} ×': mine[k].median()/base[k].median() for k in ('images', 'seconds')}  # a machine may sleep
+        cost = {f'{k} ×': mine[k].median()/base[k].median() for k in ('images', 'seconds')}  # machines sleep
         out.append(dict(entry=name, what=entries[name].what if entries and name in entries else '',
             **mine[[*MEASURES, 'weights']].mean(), gain=gain, low=low, high=high,
             verdict='' if name == BASELINE else said, **cost, trials=len(mine)))
@@ -589,5 +589,5 @@ def leaderboard_command(
             print(tried[['entry', 'lr', *MEASURES]].round(3).to_string(index=False))
             return
         rows = run_entries(entries, track, trials, rest, folder, a.tuned, say)
-        if others := with_other_teachers(rows): say(f"with other teachers than the baseline: {', '.join(others)}")
+        if others := with_other_teachers(rows): say(f"with teachers of their own: {', '.join(others)}")
         print(standings(rows, entries).drop(columns='what').round(3).to_string(index=False))

@@ -84,8 +84,8 @@ def test_a_student_without_its_teachers_augmentation(pool, tmp_path, shown):
 
 @pytest.mark.parametrize('command, more', [
     ('text_classification', ['dataset.num_train=200', 'dataloader.batch_size=10']),
-    ('image_classification', ['dataset.shrink.train=400', 'dataloader.batch_size=16', 'trainer.teacher_cache=disk',
-                              'trainer.teacher_cache_views=2'])])
+    ('image_classification', ['dataset.shrink.train=400', 'dataloader.batch_size=16',
+                              'trainer.teacher_cache=disk', 'trainer.teacher_cache_views=2'])])
 def test_a_part_with_fewer_rows_than_there_are_batches(tmp_path, monkeypatch, command, more):
     sizes, finish = [], blocks.DistillLoader.finish
     def spy(self, x, y, given, *args):
@@ -115,7 +115,8 @@ def test_only_other_sets(pool, tmp_path, shown):
     ('distill_loader.extra=[{name:nothing}]', r'distill_loader.extra\[0\].*nothing'),
     ('distill_loader.extra=[{name:digits,num:9999}]', r'distill_loader.extra\[0\].*num=9999'),
     ('distill_loader.extra=[{name:digits,colour:red}]', r'distill_loader.extra\[0\].*colour'),
-    ('distill_loader.extra=[{name:digits,temp:9.0}] distill_loader.temp=[4,1]', r'distill_loader.extra\[0\].temp=9.0'),
+    ('distill_loader.extra=[{name:digits,temp:9.0}] distill_loader.temp=[4,1]',
+     r'distill_loader.extra\[0\].temp=9.0'),
     ('distill_loader.synth_ratio=.001 dataloader.batch_size=32', 'distill_loader.synth_ratio=0.001: .*bs=32'),
     ('distill_loader.transforms_list=[rotate]', 'distill_loader.transforms_list.*rotate')])
 def test_what_is_refused(tmp_path, override, message):

@@ -88,7 +88,7 @@ def some_images(
     """Examples spread evenly over `data`, or its first ones. A loader stays where it is.
 
     Raises `ValueError` if there are none, or if they are no images."""
-    of_tensors = isinstance(data, (tuple, list)) and isinstance(data[0], torch.Tensor)
+    of_tensors = isinstance(data, (tuple, list)) and isinstance(next(iter(data), None), torch.Tensor)
     batches, source = [data] if of_tensors or isinstance(data, Mapping) else data, image_source(data)
     rows = spread_rows(n, n) # the first ones
     if isinstance(source, ImageLoader):

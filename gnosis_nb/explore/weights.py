@@ -34,7 +34,8 @@ def read_surface(
             raise ValueError(f"{name}=[{v.min():.3g}, {v.max():.3g}]: expected points in "
                              f"[{axis[0]:.3g}, {axis[-1]:.3g}], where the surface was computed")
         np.clip(v, axis[0], axis[-1], out=v) # rounding may have left the grid
-    return pd.DataFrame({c: RegularGridInterpolator(axes, g.to_numpy())(at) for c, g in grids.items()})
+    with np.errstate(invalid='ignore'): # beside an infinite value nothing is known
+        return pd.DataFrame({c: RegularGridInterpolator(axes, g.to_numpy())(at) for c, g in grids.items()})
 
 # %% ../../nbs/73_explore.weights.ipynb #fcdab3eb
 def _coordinates(a, b): return f'({round(a, 2) + 0:.2f}, {round(b, 2) + 0:.2f})' # + 0: no -0.00

@@ -288,7 +288,7 @@ def _floats(values):
     return np.where(np.isfinite(values), values, None).tolist()
 
 def _html(text):
-    "A text for Plotly, which takes `<b>` for bold letters, though a class may be called that; lines are kept."
+    "A text for Plotly, which would take `<b>` for bold letters, though a class may have that name."
     return html.escape(text, quote=False).replace('\n', '<br>').replace('&lt;br&gt;', '<br>')
 
 def _htmls(texts): return [_html(str(o)) for o in texts]
@@ -350,7 +350,8 @@ def _trace_cells(o):
     texts = [['' if v == 0 else f'{v:g}' for v in row] for row in z.tolist()]
     places = dict(x=list(range(len(o.columns))), y=list(range(len(o.rows))))
     yield dict(type='heatmap', z=z.tolist(), **places, xgap=1, ygap=1, text=texts, texttemplate='%{text}',
-               colorscale=[[0, _fill(PALETTE[0], .06)], [1, PALETTE[0]]], showscale=False, **_texts_of_grid(o.hover))
+               colorscale=[[0, _fill(PALETTE[0], .06)], [1, PALETTE[0]]], showscale=False,
+               **_texts_of_grid(o.hover))
 
 # %% ../../nbs/70_explore.chart.ipynb #be148358
 def _png(array):
@@ -361,7 +362,7 @@ def _png(array):
 _MOST = 128 # pixels of an image's side in a page
 
 def _resized(a, side):
-    "An image [H, W, 3] whose longer side has so many pixels: each is a block of them, or the mean of a block."
+    "An image [H, W, 3] with so many pixels on its longer side [h, w, 4]: blocks of them, or means of blocks."
     size = [max(1, round(side*n)) for n in _box(a)[2:]]
     how = Image.Resampling.NEAREST if max(a.shape[:2]) <= side else Image.Resampling.BOX
     return np.asarray(Image.fromarray(a).resize(size, how).convert('RGBA'))
@@ -392,9 +393,9 @@ def _trace_pictures(o):
     yield dict(type='scatter', mode='markers', **middles, marker=dict(size=44, opacity=0, symbol='square'),
                showlegend=False, **(_texts(o.hover) or dict(hoverinfo='skip')))
     if not len(o.titles): return
-    yield dict(type='scatter', mode='text', x=middles['x'], y=_floats(places[:, 1] - .02), text=_htmls(o.titles),
-               textposition='top center', textfont=dict(size=11), showlegend=False, hoverinfo='skip',
-               cliponaxis=False)
+    yield dict(type='scatter', mode='text', x=middles['x'], y=_floats(places[:, 1] - .02),
+               text=_htmls(o.titles), textposition='top center', textfont=dict(size=11), showlegend=False,
+               hoverinfo='skip', cliponaxis=False)
 
 _TRACE = {Bars: _trace_bars, Line: _trace_line, Points: _trace_points, Surface: _trace_surface,
           Cells: _trace_cells, Pictures: _trace_pictures}
@@ -474,7 +475,8 @@ def _axis_pair(o, number, x, y, wide):
     below = label | dict(font=dict(size=_title_size(o.xlabel, (x[1] - x[0])*wide + 40, 12)))
     xaxis = dict(domain=x, anchor=f'y{number}', title=dict(text=_html(o.xlabel), **below),
                  tickangle=-90 if o.upright else 0, **_limits(o.xlim), **_tick_texts(o))
-    yaxis = dict(domain=y, anchor=f'x{number}', title=dict(text=_html(o.ylabel), **label), **_limits(o.ylim, o.log))
+    yaxis = dict(domain=y, anchor=f'x{number}', title=dict(text=_html(o.ylabel), **label),
+                 **_limits(o.ylim, o.log))
     if o.log:
         ticks = log_ticks(o)
         yaxis.update(type='log', tickvals=_floats(ticks), ticktext=[f'{v:.2g}' for v in ticks])
@@ -515,7 +517,8 @@ def _point_texts(o, number):
     look = dict(showarrow=False, xanchor='left', yanchor='bottom', bgcolor='rgba(0,0,0,.55)', borderpad=1,
                 font=dict(size=11, color='white'), xref=f'x{number}', yref=f'y{number}')
     for mark in (m for m in o.marks if isinstance(m, Points)):
-        for x, y, text in zip(mark.x, mark.y, mark.texts): yield dict(look, text=_html(text), x=float(x), y=float(y))
+        for x, y, text in zip(mark.x, mark.y, mark.texts):
+            yield dict(look, text=_html(text), x=float(x), y=float(y))
 
 def _begin_layout(chart, height):
     top = 26 if chart.title else 0

@@ -16,8 +16,8 @@ import torch
 from ..adapt import Batches, as_model, ask
 from .chart import Axes, Bars, Cells, Chart, Line, Pictures, Points
 from .panel import show
-from .predictions import (check_images, class_list, image_classes, image_pixels, image_source,
-                                           label_name, likely_classes, looking_only, short_name)
+from .predictions import (check_images, class_list, image_classes, image_pixels,
+                                           image_source, label_name, likely_classes, looking_only, short_name)
 from ..metrics import evaluating, kl_rows, log_probs
 from ..progress import with_progress
 
@@ -35,7 +35,7 @@ class Disagreements:
 
     @property
     def place(self):
-        "What the index has: 'row', the row of the data, or 'position', that in the epoch if rows are not known."
+        "What the index is: 'row' of the data or, where that is not known, 'position' in the epoch."
         return self.table.index.name
 
     def __len__(self): return len(self.table)

@@ -208,7 +208,8 @@ def run_details(
     "Folder, command, settings, report and files of the first of `runs`, and its differences from the second."
     if not runs: return ''
     i, folder = runs[0], Path(df.path[runs[0]])
-    text = f'<p>run {i} in {_copyable(str(folder))} {open_folder(folder)}<br>{_copyable(_command(folder))}</p>'
+    command = _copyable(_command(folder))
+    text = f'<p>run {i} in {_copyable(str(folder))} {open_folder(folder)}<br>{command}</p>'
     if len(runs) > 1:
         j = runs[1]
         both = as_html(diff_configs(df, i, j)) + as_html(diff_results(df, i, j), 'results', 4)
@@ -293,8 +294,8 @@ def _metric_options(curves):
     "For each network, the metrics that its table has, by the names people read."
     options = {}
     for network, rows in curves.groupby('network', sort=False):
-        found = rows.dropna(axis=1, how='all').select_dtypes('number').columns.difference(['epoch'], sort=False)
-        options[network] = [(metric_name(c), c) for c in found]
+        found = rows.dropna(axis=1, how='all').select_dtypes('number')
+        options[network] = [(metric_name(c), c) for c in found if c != 'epoch']
     return options
 
 def _run_options(df, labels):
@@ -348,7 +349,8 @@ def _load(root):
     df = find_runs(root)
     if not len(df): raise ValueError(f"root={str(root)!r}: expected a folder with runs below it")
     metrics, results = _metric_options(read_curves(df.path[::-1])), result_columns(df)
-    return df, label_runs(df), metrics or {'student': []}, results # labels of all runs, so that a filter does not rename them
+    metrics = metrics or {'student': []} # there may be epochs later
+    return df, label_runs(df), metrics, results # labels of all runs, so that a filter does not rename them
 
 def run_browser(
     root='data/experiments', # as for `find_runs`

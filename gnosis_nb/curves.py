@@ -19,8 +19,10 @@ def read_tables(folder:str|Path): # of a run
     "The tables of a run's trainings, by network: `student`, `teacher_0`, …; `gan` for those of a GAN."
     tables = {}
     for f in sorted(Path(folder).glob('*train_metrics.csv')):
-        try: tables[f.stem.removesuffix('train_metrics').rstrip('_') or 'gan'] = pd.read_csv(f)
+        try: table = pd.read_csv(f)
         except pd.errors.EmptyDataError: continue
+        if 'epoch' not in table: continue # its first line is being written
+        tables[f.stem.removesuffix('train_metrics').rstrip('_') or 'gan'] = table
     return tables
 
 # %% ../nbs/45_curves.ipynb #fa1b8b1b

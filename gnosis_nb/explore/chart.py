@@ -7,6 +7,7 @@ __all__ = ['PALETTE', 'Sheet', 'Bars', 'Line', 'Points', 'Surface', 'Cells', 'Pi
 
 # %% ../../nbs/70_explore.chart.ipynb #d8e1179d
 import base64
+import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from matplotlib import ticker
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from PIL import Image
 
 # %% ../../nbs/70_explore.chart.ipynb #56e08ad5
@@ -162,15 +164,17 @@ def _plot_points(ax, o):
 
 # %% ../../nbs/70_explore.chart.ipynb #d80ece3d
 def _levels(o):
-    "Levels of a surface, at equal steps or equal ratios."
-    lo, hi = float(np.min(o.z)), float(np.max(o.z))
+    "Levels of a surface, at equal steps or equal ratios, of those of its values that are finite."
+    z = np.asarray(o.z, dtype=float)
+    z = z[np.isfinite(z)]
+    lo, hi = (float(z.min()), float(z.max())) if len(z) else (1., 1.)
     if hi <= lo: hi = lo*1.01 + 1e-12
     return np.geomspace(lo, hi, o.levels + 1) if o.log else np.linspace(lo, hi, o.levels + 1)
 
 def _plot_surface(ax, o):
     levels = _levels(o)
     kind = dict(norm='log') if o.log else {}
-    drawn = ax.contourf(o.x, o.y, o.z, levels, cmap='viridis', **kind)
+    drawn = ax.contourf(o.x, o.y, np.ma.masked_invalid(o.z), levels, cmap='viridis', **kind)
     bar = ax.figure.colorbar(drawn, ax=ax, label=o.label, ticks=levels[::2])
     bar.minorticks_off()
     bar.ax.yaxis.set_major_formatter('{x:.2g}')
@@ -197,10 +201,15 @@ def _places(o):
     return [(i % o.columns*w, i//o.columns*h) for i in range(len(o.pixels))]
 
 def _as_array(pixels):
-    "An image as bytes [H, W, 3]."
+    "An image as bytes [H, W, 3]; of 2 channels, or of more than 3, the first one in grey."
     a = np.asarray(pixels, dtype=float)
-    if a.shape[0] == 1: a = a.repeat(3, 0)
+    if len(a) != 3: a = a[:1].repeat(3, 0)
     return (a.transpose(1, 2, 0).clip(0, 1)*255).round().astype(np.uint8)
+
+def _box(a):
+    "Where an image [H, W, 3] is in its place of 1 × 1: left and upper edge, width and height."
+    high, wide = np.array(a.shape[:2])/max(a.shape[:2])
+    return (1 - wide)/2, (1 - high)/2, wide, high
 
 def _extent(o):
     "Width and height of the grid."
@@ -213,8 +222,9 @@ def _limits_of_grid(o):
 
 def _plot_pictures(ax, o):
     xlim, ylim = _limits_of_grid(o)
-    for (x, y), pixels in zip(_places(o), o.pixels):
-        ax.imshow(_as_array(pixels), extent=(x, x + 1, y + 1, y), interpolation='nearest')
+    for (x, y), a in zip(_places(o), map(_as_array, o.pixels)):
+        left, top, wide, high = np.add(_box(a), (x, y, 0, 0))
+        ax.imshow(a, extent=(left, left + wide, top + high, top), interpolation='nearest')
     for (x, y), title in zip(_places(o), o.titles):
         ax.text(x + .5, y - .05, title, ha='center', va='bottom', fontsize=8)
     for i, name in enumerate(o.rows):
@@ -268,15 +278,28 @@ def _draw_sheet(chart):
         _set_up(ax, o)
     temp = '' if chart.softened is None else f'{chart.softened.temp:.2f}'
     if chart.title: sheet.suptitle(chart.title.replace('{temp}', temp), fontsize=9)
+    for text in sheet.findobj(Text): text.set_parse_math(False) # a `$` in the name of a class is no formula
     return sheet
 
 # %% ../../nbs/70_explore.chart.ipynb #348fc8d8
-def _floats(values): return np.asarray(values, dtype=float).round(6).tolist()
+def _floats(values):
+    "Numbers as JSON has them: None, for which Plotly draws nothing, in place of NaN and infinity."
+    values = np.asarray(values, dtype=float).round(6)
+    return np.where(np.isfinite(values), values, None).tolist()
+
+def _html(text):
+    "A text for Plotly, which would take `<b>` for bold letters, though a class may have that name."
+    return html.escape(text, quote=False).replace('\n', '<br>').replace('&lt;br&gt;', '<br>')
+
+def _htmls(texts): return [_html(str(o)) for o in texts]
 
 def _texts(hover):
-    return dict(hovertext=list(hover), hoverinfo='text') if len(hover) else {}
+    return dict(hovertext=_htmls(hover), hoverinfo='text') if len(hover) else {}
 
-def _legend(o): return dict(name=o.name, showlegend=bool(o.name))
+def _texts_of_grid(hover):
+    return dict(hovertext=[_htmls(row) for row in hover], hoverinfo='text') if len(hover) else {}
+
+def _legend(o): return dict(name=_html(o.name), showlegend=bool(o.name))
 
 def _trace_bars(o):
     look = dict(type='bar', width=o.width, marker=dict(color=_color(o.color)), **_legend(o))
@@ -314,22 +337,21 @@ def _trace_surface(o):
     levels = _levels(o)
     scaled = (lambda v: np.log10(v)) if o.log else np.asarray
     ticks = scaled(levels[::2])
-    bar = dict(title=dict(text=o.label, side='right'), tickvals=_floats(ticks), thickness=14,
+    bar = dict(title=dict(text=_html(o.label), side='right'), tickvals=_floats(ticks), thickness=14,
                ticktext=[f'{v:.2g}' for v in levels[::2]])
     lo, hi = float(scaled(levels[0])), float(scaled(levels[-1]))
-    hover = [list(row) for row in o.hover]
     yield dict(type='contour', x=_floats(o.x), y=_floats(o.y), z=_floats(scaled(np.asarray(o.z))),
                colorscale='Viridis', colorbar=bar, zmin=lo, zmax=hi,
                contours=dict(start=lo, end=hi, size=(hi - lo)/o.levels), line=dict(width=.3),
-               **(dict(hovertext=hover, hoverinfo='text') if hover else {}))
+               **_texts_of_grid(o.hover))
 
 def _trace_cells(o):
     z = np.asarray(o.z)
     texts = [['' if v == 0 else f'{v:g}' for v in row] for row in z.tolist()]
-    hover = dict(hovertext=[list(row) for row in o.hover], hoverinfo='text') if len(o.hover) else {}
     places = dict(x=list(range(len(o.columns))), y=list(range(len(o.rows))))
     yield dict(type='heatmap', z=z.tolist(), **places, xgap=1, ygap=1, text=texts, texttemplate='%{text}',
-               colorscale=[[0, _fill(PALETTE[0], .06)], [1, PALETTE[0]]], showscale=False, **hover)
+               colorscale=[[0, _fill(PALETTE[0], .06)], [1, PALETTE[0]]], showscale=False,
+               **_texts_of_grid(o.hover))
 
 # %% ../../nbs/70_explore.chart.ipynb #be148358
 def _png(array):
@@ -337,18 +359,25 @@ def _png(array):
     Image.fromarray(array).save(out, 'png')
     return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
 
+_MOST = 128 # pixels of an image's side in a page
+
+def _resized(a, side):
+    "An image [H, W, 3] with so many pixels on its longer side [h, w, 4]: blocks of them, or means of blocks."
+    size = [max(1, round(side*n)) for n in _box(a)[2:]]
+    how = Image.Resampling.NEAREST if max(a.shape[:2]) <= side else Image.Resampling.BOX
+    return np.asarray(Image.fromarray(a).resize(size, how).convert('RGBA'))
+
 def _mosaic(o):
     "All images in one, transparent between them; pixels of an image's side."
     arrays = [_as_array(pixels) for pixels in o.pixels]
-    side = max(max(a.shape[:2]) for a in arrays)
+    side = min(_MOST, max(max(a.shape[:2]) for a in arrays))
     scale = max(1, -(-32//side)) # margins in whole pixels
     side, (wide, high) = side*scale, _extent(o)
     canvas = np.zeros((round(high*side), round(wide*side), 4), np.uint8)
     for (x, y), a in zip(_places(o), arrays):
-        a = np.asarray(Image.fromarray(a).resize((side, side), Image.Resampling.NEAREST))
-        top, left = round(y*side), round(x*side)
-        canvas[top:top + side, left:left + side, :3] = a
-        canvas[top:top + side, left:left + side, 3] = 255
+        dx, dy, *_ = _box(a)
+        a, top, left = _resized(a, side), round((y + dy)*side), round((x + dx)*side)
+        canvas[top:top + a.shape[0], left:left + a.shape[1]] = a
     return _png(canvas), side
 
 def _layout_image(o, number):
@@ -364,10 +393,9 @@ def _trace_pictures(o):
     yield dict(type='scatter', mode='markers', **middles, marker=dict(size=44, opacity=0, symbol='square'),
                showlegend=False, **(_texts(o.hover) or dict(hoverinfo='skip')))
     if not len(o.titles): return
-    titles = [t.replace('\n', '<br>') for t in o.titles]
-    yield dict(type='scatter', mode='text', x=middles['x'], y=_floats(places[:, 1] - .02), text=titles,
-               textposition='top center', textfont=dict(size=11), showlegend=False, hoverinfo='skip',
-               cliponaxis=False)
+    yield dict(type='scatter', mode='text', x=middles['x'], y=_floats(places[:, 1] - .02),
+               text=_htmls(o.titles), textposition='top center', textfont=dict(size=11), showlegend=False,
+               hoverinfo='skip', cliponaxis=False)
 
 _TRACE = {Bars: _trace_bars, Line: _trace_line, Points: _trace_points, Surface: _trace_surface,
           Cells: _trace_cells, Pictures: _trace_pictures}
@@ -421,7 +449,7 @@ def _many_ticks(o): return bool(o.xticks and o.ylim and not o.upright and len(o.
 def _tick_trace(o):
     "Texts of ticks as a trace: Plotly measures each text of its own ticks, 30 ms for fifty."
     places, texts = o.xticks
-    return dict(type='scatter', mode='text', x=_floats(places), y=[o.ylim[0]]*len(places), text=list(texts),
+    return dict(type='scatter', mode='text', x=_floats(places), y=[o.ylim[0]]*len(places), text=_htmls(texts),
                 textposition='bottom center', textfont=dict(size=10), cliponaxis=False, showlegend=False,
                 hoverinfo='skip')
 
@@ -429,7 +457,7 @@ def _tick_texts(o):
     if not o.xticks: return dict(dtick=1) if o.whole and _span(o) < 8 else {}
     places, texts = o.xticks
     if _many_ticks(o): return dict(tickmode='array', tickvals=_floats(places), showticklabels=False)
-    return dict(tickmode='array', tickvals=_floats(places), ticktext=list(texts), tickfont=dict(size=10))
+    return dict(tickmode='array', tickvals=_floats(places), ticktext=_htmls(texts), tickfont=dict(size=10))
 
 def _span(o):
     "How far the points of axes reach in x."
@@ -445,9 +473,10 @@ def _axis_pair(o, number, x, y, wide):
     "Both of Plotly's axes for ours."
     label = dict(font=dict(size=12), standoff=6)
     below = label | dict(font=dict(size=_title_size(o.xlabel, (x[1] - x[0])*wide + 40, 12)))
-    xaxis = dict(domain=x, anchor=f'y{number}', title=dict(text=o.xlabel, **below),
+    xaxis = dict(domain=x, anchor=f'y{number}', title=dict(text=_html(o.xlabel), **below),
                  tickangle=-90 if o.upright else 0, **_limits(o.xlim), **_tick_texts(o))
-    yaxis = dict(domain=y, anchor=f'x{number}', title=dict(text=o.ylabel, **label), **_limits(o.ylim, o.log))
+    yaxis = dict(domain=y, anchor=f'x{number}', title=dict(text=_html(o.ylabel), **label),
+                 **_limits(o.ylim, o.log))
     if o.log:
         ticks = log_ticks(o)
         yaxis.update(type='log', tickvals=_floats(ticks), ticktext=[f'{v:.2g}' for v in ticks])
@@ -462,9 +491,9 @@ def _axis_pair(o, number, x, y, wide):
 
 def _axes_of_cells(o, xaxis, yaxis):
     ticks = dict(tickmode='array', tickfont=dict(size=10), showgrid=False, zeroline=False)
-    xaxis.update(ticks, tickvals=list(range(len(o.columns))), ticktext=list(o.columns),
+    xaxis.update(ticks, tickvals=list(range(len(o.columns))), ticktext=_htmls(o.columns),
                  tickangle=-90 if max(map(len, o.columns)) > 2 else 0)
-    yaxis.update(ticks, tickvals=list(range(len(o.rows))), ticktext=list(o.rows), autorange='reversed')
+    yaxis.update(ticks, tickvals=list(range(len(o.rows))), ticktext=_htmls(o.rows), autorange='reversed')
 
 def _axes_of_pictures(o, xaxis, yaxis, number):
     xlim, ylim = _limits_of_grid(o)
@@ -473,22 +502,23 @@ def _axes_of_pictures(o, xaxis, yaxis, number):
     if not o.rows: return
     plain = dict(visible=True, showgrid=False, zeroline=False, ticks='')
     xaxis.update(plain, showticklabels=False)
-    yaxis.update(plain, tickmode='array', ticktext=list(o.rows),
+    yaxis.update(plain, tickmode='array', ticktext=_htmls(o.rows),
                  tickvals=[i*_cell(o)[1] + .5 for i in range(len(o.rows))])
 
 # %% ../../nbs/70_explore.chart.ipynb #354c02dd
 def _remarks(o, x, y, wide):
     "Title and note of axes, and the texts beside points, as Plotly's annotations."
     place = dict(xref='paper', yref='paper', showarrow=False, font=dict(size=12))
-    title = dict(place, text=o.title, x=sum(x)/2, y=y[1], xanchor='center', yanchor='bottom')
+    title = dict(place, text=_html(o.title), x=sum(x)/2, y=y[1], xanchor='center', yanchor='bottom')
     if o.title: yield title | dict(font=dict(size=_title_size(o.title, (x[1] - x[0])*wide + 28, 12)))
-    if o.note: yield dict(place, text=o.note, x=sum(x)/2, y=sum(y)/2, xanchor='center')
+    if o.note: yield dict(place, text=_html(o.note), x=sum(x)/2, y=sum(y)/2, xanchor='center')
 
 def _point_texts(o, number):
     look = dict(showarrow=False, xanchor='left', yanchor='bottom', bgcolor='rgba(0,0,0,.55)', borderpad=1,
                 font=dict(size=11, color='white'), xref=f'x{number}', yref=f'y{number}')
     for mark in (m for m in o.marks if isinstance(m, Points)):
-        for x, y, text in zip(mark.x, mark.y, mark.texts): yield dict(look, text=text, x=float(x), y=float(y))
+        for x, y, text in zip(mark.x, mark.y, mark.texts):
+            yield dict(look, text=_html(text), x=float(x), y=float(y))
 
 def _begin_layout(chart, height):
     top = 26 if chart.title else 0
@@ -549,7 +579,8 @@ def _softened(chart, data, marks):
     if chart.softened is None: return
     places = {k: chart.axes[i].marks[j].places for k, (i, j) in enumerate(marks) if data[k]['type'] == 'bar'}
     bars = [dict(trace=k, places=[[int(i), int(c)] for i, c in o]) for k, o in places.items() if len(o)]
-    return dict(logits=_floats(chart.softened.logits), bars=bars, temp=float(chart.softened.temp))
+    logits = np.maximum(chart.softened.logits, -1e9) # JSON has no infinity
+    return dict(logits=_floats(logits), bars=bars, temp=float(chart.softened.temp))
 
 # %% ../../nbs/70_explore.chart.ipynb #367ce3a5
 @patch

@@ -16,8 +16,8 @@ import torch
 from ..adapt import Batches, as_model, ask
 from .chart import Axes, Bars, Cells, Chart, Line, Pictures, Points
 from .panel import show
-from .predictions import (class_list, image_classes, image_pixels, image_source, label_name,
-                                           likely_classes, short_name)
+from .predictions import (check_images, class_list, image_classes, image_pixels,
+                                           image_source, label_name, likely_classes, looking_only, short_name)
 from ..metrics import evaluating, kl_rows, log_probs
 from ..progress import with_progress
 
@@ -25,13 +25,18 @@ from ..progress import with_progress
 @dataclass
 class Disagreements:
     "The examples on which student and teacher have different top classes, by KL, largest first."
-    table:pd.DataFrame # index: row of the data; label, teacher, student: names; kl in nats; two confidences
+    table:pd.DataFrame # index: see `place`; label, teacher, student: names; kl in nats; two confidences
     pixels:torch.Tensor # in [0, 1] [n, C, H, W]
     teacher:torch.Tensor # distributions [n, classes]
     student:torch.Tensor # distributions [n, classes]
     classes:list # names
     total:int # examples compared
     differ:int # of these, how many differ; not all may be kept
+
+    @property
+    def place(self):
+        "What the index is: 'row' of the data or, where that is not known, 'position' in the epoch."
+        return self.table.index.name
 
     def __len__(self): return len(self.table)
 
@@ -64,18 +69,20 @@ def _batches(dl):
     return with_progress(batches, len(dl), 'batches compared', lambda batch: 1)
 
 def _compare(student, teacher, dl):
-    "Rows, inputs, labels and both log probabilities where the top classes differ; how many were compared."
-    found, n = [], 0
-    with evaluating(student, teacher):
+    "Places, inputs, labels and both log probabilities where top classes differ; how many; are places rows?"
+    found, n, rows = [], 0, None
+    with evaluating(student, teacher), looking_only(dl):
         for (x, *_), y in _batches(dl):
-            y = y.cpu()
+            check_images(x)
+            y, rows = y.cpu(), getattr(dl, 'made_of', None)
+            places = torch.arange(n, n + len(y)) if rows is None else rows.cpu()
             log_t, log_s = _log_probs(teacher, x), _log_probs(student, x)
             differ = log_t.argmax(-1) != log_s.argmax(-1)
-            rows, x = torch.arange(n, n + len(y)), x[differ.to(x.device)].cpu()
-            found.append((rows[differ], x, y[differ], log_t[differ], log_s[differ]))
+            x = x[differ.to(x.device)].cpu()
+            found.append((places[differ], x, y[differ], log_t[differ], log_s[differ]))
             n += len(y)
     if not n: raise ValueError("data: expected at least one batch (x, y), got none")
-    return [torch.cat(o) for o in zip(*found)], n
+    return [torch.cat(o) for o in zip(*found)], n, rows is not None
 
 def find_disagreements(
     student, # anything that `as_model` takes
@@ -83,9 +90,11 @@ def find_disagreements(
     data, # anything that `Batches` reads
     num:int=500, # kept at most
 )->Disagreements:
-    "The examples on which the top classes of two networks differ. Raises `ValueError` if `data` is empty."
+    """The examples on which the top classes of two networks differ. A loader stays where it is.
+
+    Raises `ValueError` if `data` is empty, or has no images."""
     dl, nets = Batches(data).dl, (as_model(student, 'student'), as_model(teacher, 'teacher'))
-    (rows, x, y, log_t, log_s), total = _compare(*nets, dl)
+    (places, x, y, log_t, log_s), total, are_rows = _compare(*nets, dl)
     kl, source = kl_rows(log_t, log_s), image_source(dl)
     order = kl.argsort(descending=True)[:num]
     x, y, log_t, log_s = (o[order] for o in (x, y, log_t, log_s))
@@ -94,7 +103,8 @@ def find_disagreements(
     table = pd.DataFrame(dict(
         label=names_of(y), teacher=names_of(log_t.argmax(-1)), student=names_of(log_s.argmax(-1)),
         kl=kl[order].numpy(), teacher_confidence=log_t.amax(-1).exp().numpy(),
-        student_confidence=log_s.amax(-1).exp().numpy()), rows[order].numpy())
+        student_confidence=log_s.amax(-1).exp().numpy()),
+        pd.Index(places[order].numpy(), name='row' if are_rows else 'position'))
     device = getattr(source, 'device', None) or 'cpu'
     pixels = image_pixels(source, x.to(device)) if len(x) else x
     return Disagreements(table, pixels, log_t.exp(), log_s.exp(), names, total, len(kl))
@@ -131,7 +141,7 @@ def _short(row): return f'teacher {row.teacher}, student {row.student}, label {r
 def _confidence_axes(found, at):
     top = found.teacher.argmax(-1)[:, None]
     x, y = (p.gather(-1, top)[:, 0].clamp_min(1e-12).log().numpy() for p in (found.teacher, found.student))
-    hover = [f'row {i}: {_short(row)}<br>click to open' for i, row in found.table.iterrows()]
+    hover = [f'{found.place} {i}: {_short(row)}<br>click to open' for i, row in found.table.iterrows()]
     low = float(x.min()) if len(found) else -1.
     chosen = Points(x[at], y[at], color=1, size=9, hover=[hover[i] for i in at])
     marks = [Line([low, 0], [low, 0], dash='dot', color=7), Points(x, y, color=0, hover=hover), chosen]
@@ -156,7 +166,7 @@ def _list_of(found, at):
     "Axes of images and bars, and the heights of their rows."
     axes = []
     for k, i in enumerate(at):
-        title = f'row {found.table.index[i]}: label {found.table.label.iloc[i] or "unknown"}'
+        title = f'{found.place} {found.table.index[i]}: label {found.table.label.iloc[i] or "unknown"}'
         axes.append(Axes([Pictures([found.pixels[i]], [title])], (1 + k, 0, 1, 1)))
         axes.append(_bars_axes(found, i, 1 + k, named=k == len(at) - 1))
     return axes, [1.25 + .2*(k == len(at) - 1) for k in range(len(at))]
@@ -169,7 +179,7 @@ def _grid_titles(rows):
 
 def _grid_of(found, at, columns=8):
     rows = [found.table.iloc[i] for i in at]
-    hover = [f'row {found.table.index[i]}: {_short(row)}, KL {row.kl:.2f} nats<br>click to open'
+    hover = [f'{found.place} {found.table.index[i]}: {_short(row)}, KL {row.kl:.2f} nats<br>click to open'
              for i, row in zip(at, rows)]
     titles = _grid_titles(rows)
     lines = max((o.count('\n') for o in titles), default=0)
@@ -201,7 +211,7 @@ def _page_buttons(page):
     return buttons
 
 def _controls(found):
-    rows = [(f'row {i}', k) for k, i in enumerate(found.table.index)]
+    rows = [(f'{found.place} {i}', k) for k, i in enumerate(found.table.index)]
     return dict(
         view=widgets.ToggleButtons(options=['list', 'grid'], style=dict(button_width='6em'),
                                    tooltips=['A few images with both predictions', 'Many images']),
@@ -219,6 +229,7 @@ def disagreements(
     static:bool|None=None, # as for `show`
 ): # Panel or Sheet
     "The examples on which student and teacher disagree, by class and confidence, the largest KL first."
+    if per_page < 1: raise ValueError(f"per_page={per_page}: expected at least 1")
     found = find_disagreements(student, teacher, data, num)
     c = _controls(found)
     def chosen(): return found.among(*(c[k].value or None for k in ('teacher', 'student', 'label')))
@@ -232,8 +243,9 @@ def disagreements(
         kept = '' if len(found) == found.differ else f' (of {found.differ}, those with the largest KL)'
         line = (f'{len(at)} of {len(found)} disagreements{kept}, in {found.total} examples; '
                 f'page {page} of {pages()}')
+        if found.place == 'position': line += '; positions are those in the epoch'
         if image < 0: return _plot_disagreements(found, at[(page - 1)*n:page*n], at, view), line, ''
-        line += f'; open: row {found.table.index[image]}'
+        line += f'; open: {found.place} {found.table.index[image]}'
         return _plot_disagreements(found, [image], [image]), line, ''
     def clicked(axes, mark, index, x, y):
         if axes == 0: # a cell of the matrix

@@ -11,6 +11,7 @@ import atexit
 import html
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -106,15 +107,23 @@ def _newest(curves):
     return table.astype({'epoch': int}).rename(columns=metric_name)
 
 # %% ../../nbs/74_explore.live.ipynb #ede5fe4f
+def _controls(teacher):
+    named = teacher.get('control') or []
+    return [named] if isinstance(named, str) else named
+
 def _expected(config, tables, settled):
     "Epochs of all networks of a run: those of teachers that it trains, and those of students."
     trainer, teacher = config['trainer'], config.get('teacher')
     if teacher is None: return max(1, trainer['num_gen_updates']//trainer['eval_period'])
-    groups = 2 if teacher.get('independent') else 1
+    groups, controls = 2 if teacher.get('independent') else 1, _controls(teacher)
     of_teacher = (teacher.get('trainer') or {}).get('num_epochs') or trainer['num_epochs']
-    trained = sum(n for name, n in tables.items() if 'teacher' in name)
-    teachers = trained if settled else max(trained, groups*teacher['num_components']*of_teacher)
-    students = groups if trainer.get('distill_teacher', True) else 0
+    ensemble = teacher['num_components']*of_teacher
+    def trained(prefix, least):
+        return max(least, sum(n for name, n in tables.items() if name.startswith(prefix)))
+    teachers = trained('teacher_', 0 if settled else groups*ensemble)
+    waits = 'label_noise' in controls and 'student' not in tables # its teachers come before the first student
+    teachers += trained('control_label_noise_teacher', ensemble if waits else 0)
+    students = groups + len(controls) if trainer.get('distill_teacher', True) else 0
     return teachers + students*trainer['num_epochs']
 
 def run_progress(
@@ -222,7 +231,7 @@ class CommandProcess:
         overrides:Sequence, # as on the command line
     )->str:
         "What one would type to start the same."
-        return ' '.join([f"gnosis-{self.command.replace('_', '-')}", *overrides])
+        return shlex.join([f"gnosis-{self.command.replace('_', '-')}", *overrides])
 
     def start(self,
         overrides:Sequence, # as on the command line

@@ -45,6 +45,7 @@ function themed(layout, el) {
 }
 
 function softmax(z, temp) {
+  if (z.includes(null)) return z.map(() => null) // logits that are no numbers have no bars
   const top = Math.max(...z), e = z.map(v => Math.exp((v - top)/temp)), sum = e.reduce((a, b) => a + b)
   return e.map(v => v/sum)
 }

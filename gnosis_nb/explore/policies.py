@@ -44,16 +44,21 @@ def _top(probs, names, k=3):
     p, at = probs.topk(min(k, len(probs)))
     return ', '.join(f'{names[i]} {v:.2f}' for v, i in zip(p.tolist(), at.tolist()))
 
+def _names(made, classes):
+    "The names of the teacher's classes, where there is a teacher."
+    probs = made['as they are'][1]
+    return class_list(classes, 0 if probs is None else probs.shape[1])
+
 def _before_and_after(made, classes, rows):
     "The teacher's three most probable classes for each image: as it is, and under each policy."
-    names = class_list(classes, 0)
+    names = _names(made, classes)
     columns = {name: [_top(p, names) for p in probs] for name, (_, probs) in made.items()}
     return pd.DataFrame(columns, index=pd.Index(list(rows), name='image'))
 
 # %% ../../nbs/75_explore.policies.ipynb #e1e72318
 def _plot_policies(made, classes):
     "Rows of images, from names to (pixels [n, C, H, W], distributions [n, classes] or None)."
-    n, names = max(len(pixels) for pixels, _ in made.values()), class_list(classes, 0)
+    n, names = max(len(pixels) for pixels, _ in made.values()), _names(made, classes)
     before = made['as they are'][1]
     pixels, titles, hover = [], [], []
     for name, (images, probs) in made.items():
@@ -89,7 +94,11 @@ def augmentation_viewer(
     normalization:str='unitcube', # that the teacher was trained with: 'unitcube', 'zscore' or 'imagenet'
     static:bool|None=None, # as for `show`
 ): # Panel or Sheet
-    "What each policy makes of chosen images, and of the teacher's predictions for them."
+    """What each policy makes of chosen images, and of the teacher's predictions for them.
+
+    Raises `TypeError` for sets of texts."""
+    if not isinstance(sets, ImageSets):
+        raise TypeError(f"sets={type(sets).__name__}: expected images, as `ImageSets`")
     blocks = dict(policies) if isinstance(policies, Mapping) else {o: policy_blocks(o) for o in policies}
     classes, rows = sets.train.classes, spread_rows(len(sets.train), n)
     controls = dict(

@@ -19,13 +19,16 @@ from uuid import uuid4
 import ipywidgets as widgets
 import pandas as pd
 import traitlets
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 
 from ..cli import compose
 from ..curves import metric_name, read_curves
 from .chart import Axes, Chart, Line, Points
 from .panel import as_html, show
-from ..files import read_record
-from ..runs import find_runs, flatten, read_state, run_identity
+from ..files import Unreadable, read_record
+from ..runs import find_runs, read_state, run_identity
 from ..settings import as_dict
 from ..tables import (RESULT_NAMES, diff_configs, diff_results, filter_runs, label_runs,
                               main_results, result_columns, setting_columns)
@@ -49,7 +52,7 @@ def _curve(label, rows, metric, color):
 
 def curves_axes(
     curves:pd.DataFrame, # of `read_curves`
-    metric:str, # a column of it
+    metric:str|None, # a column of it; None: there is none
     by:str, # a column whose values are lines of their own
     at:tuple=(0, 0, 1, 1), # as for `Axes`
 )->Axes:
@@ -57,7 +60,7 @@ def curves_axes(
     some = curves.dropna(subset=[metric]) if metric in curves else curves[:0]
     groups = some.groupby(by, sort=False)
     lines = [_curve(str(label), rows, metric, i) for i, (label, rows) in enumerate(groups)]
-    return Axes(lines, at, xlabel='epoch', ylabel=metric_name(metric), whole=True,
+    return Axes(lines, at, xlabel='epoch', ylabel=metric_name(metric or ''), whole=True,
                 note='' if lines else 'no epochs yet')
 
 def _plot_epochs(df, labels, network, metric):
@@ -101,18 +104,31 @@ def _command_name(config):
     if 'density_model' in config and 'teacher' not in config: return 'image_generation'
     return 'image_classification' if 'augmentation' in config else 'text_classification'
 
+def _quoted(text):
+    "A text as on the command line: in quotes if Hydra would take it for something else, as 007 for a number."
+    try: same = OverridesParser.create().parse_override(f'key=[{text}]').value() == [text]
+    except HydraException: same = False
+    return text if same else QuotedString(text, Quote.double).with_quotes()
+
 def _word(value):
     "A value as on the command line."
     if value is None: return 'null'
     if isinstance(value, bool): return str(value).lower()
-    if isinstance(value, list): return f"[{','.join(map(_word, value))}]"
-    return str(value)
+    if isinstance(value, (list, tuple)): return f"[{','.join(map(_word, value))}]"
+    if isinstance(value, dict): return f"{{{','.join(f'{k}:{_word(v)}' for k, v in value.items())}}}"
+    return _quoted(value) if isinstance(value, str) else str(value)
+
+def _changes(config, have, group=''):
+    "Pairs of a key and its value for settings that are not as those are which we have."
+    for k, v in config.items():
+        if k not in have or have[k] == v or f'{group}{k}' == 'job_name': continue
+        if isinstance(v, dict) and have[k]: yield from _changes(v, have[k], f'{group}{k}.')
+        else: yield f'{group}{k}', v
 
 def _differing(config, overrides, command):
     "Overrides for what settings have that these overrides do not give."
-    have = flatten(as_dict(compose(overrides, command)))
-    return [f'{k}={_word(v)}' for k, v in flatten(config).items()
-            if k in have and have[k] != v and k != 'job_name']
+    have = as_dict(compose(overrides, command))
+    return [f'{k}={_word(v)}' for k, v in _changes(config, have)]
 
 def find_command(
     config:dict, # nested settings of a run
@@ -167,6 +183,15 @@ def _copyable(text):
     look = 'user-select: all; white-space: pre-wrap; overflow-wrap: anywhere'
     return f"<code title='one click selects it' style='{look}'>{html.escape(text)}</code>"
 
+def _command(folder):
+    try: command = run_command(folder)
+    except Unreadable as e: return f'no command is known: {e}'
+    return command or 'no command of this version does this run'
+
+def _settings(folder):
+    try: return (folder/'config.yaml').read_text(encoding='utf-8')
+    except (OSError, ValueError) as e: return f'The settings of this run cannot be read: {e}'
+
 def _report(folder):
     try: return as_html(pd.read_csv(folder/'fidelity.csv', index_col=0))
     except (OSError, ValueError): return 'This run has no report (yet).'
@@ -183,15 +208,14 @@ def run_details(
     "Folder, command, settings, report and files of the first of `runs`, and its differences from the second."
     if not runs: return ''
     i, folder = runs[0], Path(df.path[runs[0]])
-    command = run_command(folder) or 'no command of this version does this run'
-    text = f'<p>run {i} in {_copyable(str(folder))} {open_folder(folder)}<br>{_copyable(command)}</p>'
+    command = _copyable(_command(folder))
+    text = f'<p>run {i} in {_copyable(str(folder))} {open_folder(folder)}<br>{command}</p>'
     if len(runs) > 1:
         j = runs[1]
         both = as_html(diff_configs(df, i, j)) + as_html(diff_results(df, i, j), 'results', 4)
         text += _details(f'settings in which runs {i} and {j} differ', both, opened=True)
-    config = (folder/'config.yaml').read_text(encoding='utf-8')
     text += _details(f'fidelity report of run {i}', _report(folder))
-    text += _details(f'settings of run {i}', f'<pre>{html.escape(config)}</pre>')
+    text += _details(f'settings of run {i}', f'<pre>{html.escape(_settings(folder))}</pre>')
     return text + _details(f'files of run {i}', _files(folder))
 
 # %% ../../nbs/72_explore.runs.ipynb #a44c3a39
@@ -270,8 +294,8 @@ def _metric_options(curves):
     "For each network, the metrics that its table has, by the names people read."
     options = {}
     for network, rows in curves.groupby('network', sort=False):
-        found = rows.dropna(axis=1, how='all').select_dtypes('number').columns.drop('epoch')
-        options[network] = [(metric_name(c), c) for c in found]
+        found = rows.dropna(axis=1, how='all').select_dtypes('number')
+        options[network] = [(metric_name(c), c) for c in found if c != 'epoch']
     return options
 
 def _run_options(df, labels):
@@ -325,7 +349,7 @@ def _load(root):
     df = find_runs(root)
     if not len(df): raise ValueError(f"root={str(root)!r}: expected a folder with runs below it")
     metrics, results = _metric_options(read_curves(df.path[::-1])), result_columns(df)
-    if not metrics: raise ValueError(f"root={str(root)!r}: expected a run with a table of epochs")
+    metrics = metrics or {'student': []} # there may be epochs later
     return df, label_runs(df), metrics, results # labels of all runs, so that a filter does not rename them
 
 def run_browser(

@@ -34,7 +34,8 @@ def read_surface(
             raise ValueError(f"{name}=[{v.min():.3g}, {v.max():.3g}]: expected points in "
                              f"[{axis[0]:.3g}, {axis[-1]:.3g}], where the surface was computed")
         np.clip(v, axis[0], axis[-1], out=v) # rounding may have left the grid
-    return pd.DataFrame({c: RegularGridInterpolator(axes, g.to_numpy())(at) for c, g in grids.items()})
+    with np.errstate(invalid='ignore'): # beside an infinite value nothing is known
+        return pd.DataFrame({c: RegularGridInterpolator(axes, g.to_numpy())(at) for c, g in grids.items()})
 
 # %% ../../nbs/73_explore.weights.ipynb #fcdab3eb
 def _coordinates(a, b): return f'({round(a, 2) + 0:.2f}, {round(b, 2) + 0:.2f})' # + 0: no -0.00
@@ -74,22 +75,28 @@ def _plane_axes(surface, a, b, value, points, path):
     return Axes(marks, xlabel='a (distance in weight space)', ylabel='b (distance in weight space)',
                 square=True)
 
+def _ends(points):
+    "The first two named points, with names, if there is a line between them; or else nothing."
+    ends = list((points or {}).items())[:2]
+    return ends if len(ends) == 2 and not np.allclose(ends[0][1], ends[1][1]) else []
+
 def _profile_axes(surface, a, b, value, points):
-    (first, p), (second, q) = list(points.items())[:2]
+    (first, p), (second, q) = _ends(points)
     p, d = np.asarray(p, dtype=float), np.subtract(q, p)
     lam = np.linspace(0, 1, 51)
     v = read_surface(surface, *(p + lam[:, None]*d).T)[value].to_numpy()
     here = float(np.clip(np.subtract((a, b), p) @ d/(d @ d), 0, 1))
-    mark = Line([here, here], [v.min(), v.max()], color=3, hover=[f'the cross, λ = {here:.2f}']*2)
+    known = v[np.isfinite(v)] if np.isfinite(v).any() else np.zeros(1)
+    mark = Line([here, here], [known.min(), known.max()], color=3, hover=[f'the cross, λ = {here:.2f}']*2)
     hover = [f'λ = {x:.2f}<br>{value} {y:.4f}' for x, y in zip(lam, v)]
     return Axes([Line(lam, v, hover=hover), mark], (0, 1, 1, 1),
                 xlabel=f'λ, from {first} (0) to {second} (1)', ylabel=_LABELS.get(value, value),
-                log=value != 'agreement' and v.min() > 0)
+                log=value != 'agreement' and known.min() > 0)
 
 def _plot_plane(surface, a, b, value, points=None, path=None):
     "The surface with a cross at (a, b) and, where there are points, the line between the first two."
     axes = [_plane_axes(surface, a, b, value, points, path)]
-    if points and len(points) > 1: axes.append(_profile_axes(surface, a, b, value, points))
+    if _ends(points): axes.append(_profile_axes(surface, a, b, value, points))
     wide = len(axes) > 1
     return Chart(axes, [3.6], [2, 1] if wide else [1], 9 if wide else 5.5)
 
@@ -127,14 +134,17 @@ def landscape_viewer(
     many = isinstance(surfaces, Mapping)
     surfaces, points, path = ((o or {}) if many else {'plane': o} for o in (surfaces, points, path))
     c, lam = _controls(surfaces, value, many), _line_slider()
-    def ends(): return list((points.get(c['plane'].value) or {}).values())[:2]
+    def ends(): return [place for _, place in _ends(points.get(c['plane'].value))]
     def move_along(value):
-        for k, p, q in zip('ab', *(ends() if len(ends()) == 2 else [[], []])): c[k].value = p + value*(q - p)
-    def renew_ranges(name):
+        for k, p, q in zip('ab', *(ends() or [[], []])): c[k].value = p + value*(q - p)
+    def renew(name):
+        known, before = _measures(surfaces[name]), c['value'].value
+        c['value'].options = known
+        c['value'].value = before if before in known else _first_value(surfaces[name])
         for k in 'ab': _set_range(c[k], surfaces[name][k].min(), surfaces[name][k].max())
-        lam.layout.display = None if len(ends()) == 2 else 'none'
+        lam.layout.display = None if ends() else 'none'
         move_along(lam.value)
-    renew_ranges(c['plane'].value)
+    renew(c['plane'].value)
     def draw(plane, value, a, b, lam):
         table = read_surface(surfaces[plane], a, b).set_axis([_coordinates(a, b)])
         chart = _plot_plane(surfaces[plane], a, b, value, points.get(plane), path.get(plane))
@@ -144,5 +154,5 @@ def landscape_viewer(
         if axes != 0: return # the line
         row = _nearest_point(surfaces[c['plane'].value], x, y)
         c['a'].value, c['b'].value = row.a, row.b
-    follow = dict(plane=renew_ranges, lam=move_along)
+    follow = dict(plane=renew, lam=move_along)
     return show(draw, c | dict(lam=lam), static, follow=follow, clicked=clicked)

@@ -43,18 +43,21 @@ def noise_like(
 class SNGANGenerator(nn.Module):
     """Residual SN-GAN generator. (Miyato et al. 2018)
 
-    Noise `[n, z_dim]` to images `[n, img_channels, size, size]` in [-1, 1]."""
+    Noise `[n, z_dim]` to images `[n, img_channels, size, size]` in [-1, 1]. Raises `ValueError` for another
+    size than 8, 16 or 32 pixels."""
     def __init__(self,
         z_dim:int=128, # dimension of the noise
         img_channels:int=3, # image channels
         k:int=256, # filters of every stage
         size:int=32, # pixels on a side: four doubled once, twice or three times
     ):
+        doublings = {8: 1, 16: 2, 32: 3}
+        if size not in doublings: raise ValueError(f'size={size}: expected 8, 16 or 32 pixels')
         super().__init__()
         self.z_dim = z_dim
         self.model = nn.Sequential(
             _xavier(nn.Linear(z_dim, k*4*4)), nn.Unflatten(1, (k, 4, 4)),
-            *(_UpBlock(k) for _ in range({8: 1, 16: 2, 32: 3}[size])),
+            *(_UpBlock(k) for _ in range(doublings[size])),
             nn.BatchNorm2d(k), nn.ReLU(), _xavier(nn.Conv2d(k, img_channels, 3, padding=1)), nn.Tanh())
 
     def forward(self, z): return self.model(z)

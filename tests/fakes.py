@@ -34,15 +34,15 @@ def fake_cifar(folder, monkeypatch, cls, n=6):
     return pixels
 
 
-def write_image_folder(root, n=50):
+def write_image_folder(root, n=50, size=(8, 6), classes=('cat', 'dog', 'eel')):
     "`n` random images of 8 × 6 pixels in each of two splits and three classes."
     rng = np.random.default_rng(0)
     for split in ('train', 'test'):
-        for c in ('cat', 'dog', 'eel'):
+        for c in classes:
             folder = root/split/c
             folder.mkdir(parents=True)
             for i in range(n):
-                Image.fromarray(rng.integers(0, 256, (8, 6, 3), dtype=np.uint8)).save(folder/f'{i:02}.png')
+                Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder/f'{i:02}.png')
     return root
 
 

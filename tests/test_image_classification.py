@@ -12,11 +12,12 @@ import gnosis_nb.distill as distill
 import gnosis_nb.experiment as experiment
 from experiments import (SHORT, SMALL, TEACHERS, checkpoints, conduct, equal, images, loaded, report,
     states_below, table, weights)
-from fakes import fake_cifar
+from fakes import fake_cifar, write_image_folder
 from gnosis_nb.checkpoint import load_weights, save_checkpoint
 from gnosis_nb.cli import compose
+from gnosis_nb.data.folder import image_folder
 from gnosis_nb.data.zoo import digits
-from gnosis_nb.inputs import load_inputs
+from gnosis_nb.inputs import load_inputs, shrink
 from gnosis_nb.models import LeNet, PreResNet, build_classifier
 from gnosis_nb.run_folder import Run
 from gnosis_nb.schema import ConfigError
@@ -126,6 +127,20 @@ def test_a_checkpoint_of_the_original_program(tmp_path):
 
 
 # What is trained on
+
+@pytest.mark.parametrize('size, classes, message', [
+    ((28, 40), ['cat', 'dog'], 'classifier: expected square images, found 28×40 pixels .*shrink.size'),
+    ((28, 28), ['cat'], 'dataset.name=image_folder: expected classes, not one')])
+def test_images_that_cannot_be_learnt_are_refused_at_once(tmp_path, size, classes, message):
+    write_image_folder(tmp_path/'pets', 4, size, classes)
+    given = ['dataset=image_folder', f'dataset.root_dir={tmp_path}/pets', f'data_dir={tmp_path}']
+    with pytest.raises(ConfigError, match=f'^{message}'):
+        conduct('image_classification', *given, 'classifier=lenet', 'device=cpu')
+    assert not states_below(tmp_path)
+
+def test_images_that_are_not_square_are_made_square(tmp_path):
+    sets = image_folder(write_image_folder(tmp_path/'pets', 4, size=(8, 6)))
+    assert [shrink(sets, size=n).train.shape for n in (6, 8)] == [(3, 6, 6), (3, 8, 8)]
 
 def test_two_splits_are_all_rows(tmp_path, batches, counts):
     split = ['dataset.subsample.ratio=0.5', 'distill_loader.splits=[0,1]', 'distill_loader.temp=[1,2]']

@@ -212,8 +212,8 @@ def check_order(
     taken = list(inspect.signature(uncompiled(model).forward).parameters)
     if taken[:len(names)] == list(names) or not {*names} & {*taken}: return
     raise ValueError(f"dls: a batch has {', '.join(names)}, which a plain Learner gives by position to "
-                     f"({', '.join(taken)}) of {type(model).__name__}; use student_learner, or order them by "
-                     "Batches(loader, inputs=[…])")
+                     f"({', '.join(taken)}) of {type(model).__name__}; use student_learner, or "
+                     "as_dls([Batches(loader, inputs=[…]), …]) in their order")
 
 def ask(
     model:nn.Module, # returns anything that `logits_of` understands

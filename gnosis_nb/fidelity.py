@@ -10,7 +10,7 @@ __all__ = ['predictions', 'split_agreement', 'expected_agreement', 'excess_agree
 import torch
 from torch import Tensor
 
-from .adapt import Batches, as_model, ask, plain_tensor
+from .adapt import Batches, as_model, ask
 from .chance import chance_statistics
 from .churn import churn_statistics
 from .confidence import confidence_statistics
@@ -129,7 +129,7 @@ def reliability(
     "The data of a reliability diagram of the top class, NaN in an empty bin. `ValueError` without any label."
     import pandas as pd
     check_bins(n_bins)
-    logits, targets = labelled_rows(reduce_ensemble_logits(on_host(logits)), plain_tensor(targets).cpu())
+    logits, targets = labelled_rows(reduce_ensemble_logits(on_host(logits)), on_host(targets))
     if not len(targets): raise ValueError('no examples: expected at least one row with a label')
     conf, right = log_probs(logits).amax(-1).exp(), logits.argmax(-1) == targets
     columns = dict(bin=confidence_bin(conf, n_bins), confidence=conf.double(), accuracy=right.double())

@@ -42,11 +42,19 @@ def network_spec(
 
 def _is_file(weights): return '://' in weights or Path(weights).is_file()
 
+_SUFFIXES = '.safetensors', '.pth', '.pt', '.th', '.bin'
+
+def _of_library(weights):
+    "Whether weights are what a library knows by this name, and not a file, which may be missing."
+    return not (_is_file(weights) or Path(weights).suffix in _SUFFIXES)
+
+def _check_there(weights):
+    if _is_file(weights): return
+    raise ValueError(f"weights={weights!r}: expected a file or an address; there is no such file")
+
 def _load_published(net, weights, new_head):
     "Weights from a file or an address."
-    inner = net.net if isinstance(net, OwnInput) else net
-    if _is_file(weights): return load_weights(inner, weights, new_head)
-    raise ValueError(f"weights={weights!r}: expected a file or an address; there is no such file")
+    load_weights(net.net if isinstance(net, OwnInput) else net, weights, new_head)
 
 def _check_not_square(net, who, inputs):
     "Raise a `ConfigError` if images are not square, and the network cannot read them."
@@ -70,12 +78,13 @@ def build_network(
     spec = network_spec(cfg, who, inputs)
     given = spec.pop('weights', None)
     weights = weights or (given[0] if isinstance(given, list) else given)
-    of_library = weights and spec['name'] in LIBRARIES and not _is_file(weights)
+    of_library = weights and spec['name'] in LIBRARIES and _of_library(weights)
     if of_library:
         spec['weights'] = weights
         if 'num_words' in spec: spec['words'] = inputs.sets.words
     try:
         with blame(who):
+            if weights and not of_library: _check_there(weights)
             net = build_classifier(**spec, seed=seed)
             if weights and not of_library: _load_published(net, weights, new_head=not _as_it_is(cfg, who))
     except ConfigError as e:

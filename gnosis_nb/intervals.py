@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .adapt import plain_tensor
 from .losses import check_pair, reduce_ensemble_logits
-from .metrics import check_targets, confidence_bin, kl_rows, log_probs
+from .metrics import check_range, check_targets, confidence_bin, kl_rows, log_probs
 
 # %% ../nbs/05_intervals.ipynb #e217589b
 @dataclass(eq=False)
@@ -48,13 +48,8 @@ def _one_model(logits, targets, n_bins):
 def on_host(
     logits:Tensor, # [batch, classes] or [batch, m, classes], on any device
 ) -> Tensor: # [batch, classes] or [batch, m, classes], without gradient
-    "Logits on the host."
-    return plain_tensor(logits).detach().cpu()
-
-def _check_range(targets, classes):
-    wrong = targets[(targets != -100) & ((targets < 0) | (targets >= classes))]
-    if len(wrong):
-        raise ValueError(f'targets={wrong[0].item()}: expected class indices below {classes}, or -100')
+    "Logits, or an array of them, on the host."
+    return torch.as_tensor(plain_tensor(logits)).detach().cpu()
 
 def pair_columns(
     student_logits:Tensor, # [batch, classes] or [batch, m, classes]
@@ -69,9 +64,9 @@ def pair_columns(
     check_pair(z_t, z_s)
     n, classes = z_s.shape
     if not n: raise ValueError('no examples: expected at least one row')
-    targets = torch.full((n,), -100) if targets is None else plain_tensor(targets).cpu()
+    targets = torch.full((n,), -100) if targets is None else on_host(targets)
     check_targets(z_s, targets)
-    _check_range(targets, classes)
+    check_range(targets, classes)
     s, t = (_one_model(z, targets, n_bins) for z in (z_s, z_t))
     return Pair(
         n=n, classes=classes, y=targets, s=s, t=t, members=members,

@@ -8,7 +8,7 @@ __all__ = ['LOSSES', 'at_least_float32', 'reduce_ensemble_logits', 'check_pair',
            'TeacherStudentKL', 'SymmetrizedKL', 'AveragedSymmetrizedKL', 'Brier', 'StudentLoss']
 
 # %% ../nbs/00_losses.ipynb #d992e0c6
-import math
+import inspect, math
 from collections.abc import Callable
 import torch
 from torch import nn, Tensor
@@ -245,16 +245,31 @@ def _labelled_nll(logits, targets):
     total = F.cross_entropy(at_least_float32(logits), targets, reduction='sum')
     return total / (targets != -100).sum().clamp(min=1)
 
+def _takes_teacher(loss):
+    "Whether a loss can be called as ours are. Those of torch that take a third argument mean another one."
+    own = getattr(loss, 'func', loss)  # of a partial, or of fastai's losses
+    if str(getattr(own, '__module__', '')).startswith('torch.nn.'): return False
+    known = dict(targets=None) if getattr(loss, 'uses_targets', False) else {}
+    try: inspect.signature(getattr(loss, 'forward', loss)).bind(None, None, None, **known)
+    except TypeError: return False
+    except ValueError: pass  # a built-in function does not say what it takes
+    return True
+
 class StudentLoss(nn.Module):
     """α·NLL(labels) + (1-α)·loss(teacher). (Stanton et al. 2021)
 
-    Raises `ValueError` for α outside [0, 1], and when called without the targets that α > 0 needs."""
+    Raises `TypeError` for a loss that takes other arguments, `ValueError` for α outside [0, 1], and when
+    called without the targets that α > 0 needs, or with a loss that gives no scalar."""
     def __init__(self,
         loss:nn.Module|None=None, # a loss of this chapter; None: `ForwardCrossEntropy()`
         alpha:float=0., # weight α of the labels, in [0, 1]
     ):
         super().__init__()
         if not 0 <= alpha <= 1: raise ValueError(f'alpha={alpha}: expected a number in [0, 1]')
+        if not (loss is None or _takes_teacher(loss)):
+            raise TypeError(f"loss={getattr(loss, '__name__', type(loss).__name__)}: expected a function of "
+                            "(teacher_logits, student_logits, temp) that returns a scalar, such as "
+                            "lambda t, s, temp: F.mse_loss(s, t)")
         self.loss, self.alpha = ForwardCrossEntropy() if loss is None else loss, alpha
 
     def forward(self,
@@ -267,6 +282,8 @@ class StudentLoss(nn.Module):
         check_pair(teacher_logits, student_logits)
         known = dict(targets=targets) if getattr(self.loss, 'uses_targets', False) else {}
         kd = self.loss(teacher_logits, student_logits, temp, **known)
+        if kd.numel() != 1:
+            raise ValueError(f'loss: expected a scalar, found {list(kd.shape)}; its mean is one')
         if self.alpha == 0: return kd
         if targets is None:
             raise ValueError(f'targets=None: expected class indices [batch] for alpha={self.alpha}')

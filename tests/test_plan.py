@@ -52,3 +52,10 @@ def test_without_time_nothing_is_run(tmp_path):
 def test_wrong_arguments_are_one_sentence(given, message):
     with pytest.raises(SystemExit) as stop: plan.figure_command(['--plan', *given])
     assert message in stop.value.code and '\n' not in stop.value.code
+
+def test_costs_say_how_far_they_are(monkeypatch, capsys):
+    told = plan.with_progress
+    monkeypatch.setattr(plan, 'with_progress', lambda *args, **kw: told(*args, **kw, patience=-1))
+    plan.figure_command(['--cost', 'fig14', 'scale=smoke'])
+    out, err = capsys.readouterr()
+    assert err == 'figures: 1 of 1\n' and out.split('\n')[1].startswith('fig14')

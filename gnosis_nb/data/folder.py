@@ -99,7 +99,7 @@ def _in_threads(f, n, label):
 def _check_shape(file, shape, expected):
     if tuple(shape) == tuple(expected): return
     raise ValueError(f"{file} has {shape[1]}×{shape[2]} pixels, others have {expected[1]}×{expected[2]} "
-                     f"(height × width): pass size= to bring all to one size")
+                     f"(height × width): pass size= (of a command dataset.size=) to bring all to one size")
 
 def _decode(files, size, resize, shape, label):
     "The pixels of all `files`, [n, 3, H, W]."
@@ -179,7 +179,7 @@ def _common_size(files, what):
     shape = _file_shape(files[0])
     if shape[1] != shape[2]:
         raise ValueError(f"{what}, and {files[0]} has {shape[1]}×{shape[2]} pixels (height × width), "
-                         f"not a square: pass size=")
+                         f"not a square: pass size= (of a command dataset.size=)")
     _in_threads(lambda i: _check_shape(files[i], _file_shape(files[i]), shape), len(files), 'reading sizes')
     return shape[1]
 
@@ -223,5 +223,5 @@ def image_folder(
     if test_split is None or not (root/'train').is_dir():
         raise DataNotFound(f"an image folder is missing: looked for train and test (or val) in {root}; "
                            f"put the images there, as in {root}/train/cat/1.jpg, "
-                           f"or pass the folder that holds them as root")
+                           f"or pass the folder that holds them as root (of a command dataset.root_dir=)")
     return load_splits(root, list_splits(root, 'train', test_split), size, memory_limit=memory_limit)

@@ -35,6 +35,7 @@ from gnosis_nb.paper.sweeps import (
     OF_ALL, SWEEPS, TRAINING_SETS, command_of, done_runs, override_key, own_images, pool_key, run_here,
     run_several_here, settings_row, shown_images, sweep_jobs, take_settings, teacher_jobs, teacher_pools,
     wants_generator)
+from ..progress import with_progress
 from ..reproducible import pick_device
 from ..settings import ConfigError, network_options, teacher_recipe
 from ..teachers import count_needed
@@ -518,4 +519,6 @@ def figure_command(
     with interruptible(args is None):
         if a.plan is not None: return plan_figures(given, a.results, a.list, partial(print, flush=True))
         names, _, scale, _ = _split_arguments(given)
-        print(cost_table(a.throughput, names, scale or 'paper').to_string())
+        names = names or _OF_IMAGES
+        told = with_progress(names, len(names), 'figures', size=lambda _: 1)
+        print(cost_table(a.throughput, told, scale or 'paper').to_string())

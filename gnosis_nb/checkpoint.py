@@ -28,7 +28,7 @@ from safetensors.torch import save
 
 from . import __version__
 from .adapt import as_model
-from .files import Unreadable, parse_record, write_atomic
+from .files import Unreadable, parse_record, visible_folders, write_atomic
 from .models import build_classifier
 
 # %% ../nbs/40_checkpoint.ipynb #fcc52bde
@@ -234,9 +234,8 @@ def find_checkpoints(
     folder = Path(folder)
     if folder.is_file(): return [folder]
     pattern = re.compile(rf'{re.escape(stem)}_\d+\.(safetensors|ckpt|pt|pth)')
-    def is_hidden(path): return any(part.startswith('.') for part in path.relative_to(folder).parts)
-    found = [o for o in folder.rglob(f'{stem}_*') if pattern.fullmatch(o.name) and not is_hidden(o)]
-    return sorted(found, key=_natural)
+    found = [Path(o)/name for o, _, names in visible_folders(folder) for name in names]
+    return sorted((o for o in found if pattern.fullmatch(o.name)), key=_natural)
 
 # %% ../nbs/40_checkpoint.ipynb #8be328e1
 def mismatch(

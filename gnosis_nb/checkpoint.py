@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import re
+import reprlib
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from safetensors.torch import save
 
 from . import __version__
 from .adapt import as_model
-from .files import Unreadable, parse_record, write_atomic
+from .files import Unreadable, parse_record, visible_folders, write_atomic
 from .models import build_classifier
 
 # %% ../nbs/40_checkpoint.ipynb #fcc52bde
@@ -50,12 +51,33 @@ def _apart(tensors):
         known.add(place)
     return found
 
+class _Facts(TypedDict, total=False):
+    weights: str
+    created: str
+    run: str
+    seed: int | None
+    epochs: int
+    test_acc: float | None
+    facts: dict
+    spec: dict
+    training: dict
+
+def _check_facts(info):
+    "Raise a `ValueError` for a fact with which the file could not be read again."
+    for key, value in info.items():
+        try: parse_record(json.dumps({key: value}), _Facts)
+        except (ValueError, TypeError) as e:
+            raise ValueError(f"{key}={reprlib.repr(value)}: {str(e).removeprefix(f'{key}: ')}") from None
+
 def save_checkpoint(
     path:str|Path, # without suffix, or with '.safetensors'
     model:nn.Module|dict, # a module or a state dict
     **info, # facts to keep beside the weights, JSON values
 )->Path: # the file written
-    "Write weights and facts, among them `weights`, a digest, and `versions`, as one safetensors file."
+    """Write weights and facts, among them `weights`, a digest, and `versions`, as one safetensors file.
+
+    Raises `ValueError` for a fact with which the file could not be read again."""
+    _check_facts(info)
     path = Path(path)
     if path.suffix != '.safetensors': path = path.with_name(path.name + '.safetensors')
     state = model.state_dict() if isinstance(model, nn.Module) else model
@@ -86,17 +108,6 @@ def _naming_errors(path):
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({type(e).__name__})") from e
 
 # %% ../nbs/40_checkpoint.ipynb #e1ca9046
-class _Facts(TypedDict, total=False):
-    weights: str
-    created: str
-    run: str
-    seed: int | None
-    epochs: int
-    test_acc: float | None
-    facts: dict
-    spec: dict
-    training: dict
-
 def _facts(f): return parse_record((f.metadata() or {}).get('gnosis_nb', '{}'), _Facts)
 
 def _read_safetensors(path):
@@ -234,9 +245,8 @@ def find_checkpoints(
     folder = Path(folder)
     if folder.is_file(): return [folder]
     pattern = re.compile(rf'{re.escape(stem)}_\d+\.(safetensors|ckpt|pt|pth)')
-    def is_hidden(path): return any(part.startswith('.') for part in path.relative_to(folder).parts)
-    found = [o for o in folder.rglob(f'{stem}_*') if pattern.fullmatch(o.name) and not is_hidden(o)]
-    return sorted(found, key=_natural)
+    found = [Path(o)/name for o, _, names in visible_folders(folder) for name in names]
+    return sorted((o for o in found if pattern.fullmatch(o.name)), key=_natural)
 
 # %% ../nbs/40_checkpoint.ipynb #8be328e1
 def mismatch(

@@ -585,10 +585,11 @@ def teacher_outputs(
     overrides = [o for o in given if o != '--texts']
     if not any(o.startswith('trainer.teacher_cache=') for o in overrides):
         overrides.append('trainer.teacher_cache=disk')
-    try:
-        cfg = compose(overrides, command)
-        from gnosis_nb.ahead import make_outputs
-        make_outputs(cfg)
-    except Exception as e:
-        if not _is_users(e): raise
-        sys.exit(f"error: {_one_line(e, COMMANDS[command])}")
+    with interruptible(args is None):
+        try:
+            cfg = compose(overrides, command)
+            from gnosis_nb.ahead import make_outputs
+            make_outputs(cfg)
+        except Exception as e:
+            if not _is_users(e): raise
+            sys.exit(f"error: {_one_line(e, COMMANDS[command])}")

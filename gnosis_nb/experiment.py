@@ -141,6 +141,12 @@ def _check_shares(key, loader, cfg):
     raise ConfigError(f"{key}.batch_size={loader.bs} with trainer.devices={n}: the smallest batch of an "
                       f"epoch has {least} rows, expected one for each device; drop_last=true leaves it out")
 
+def _check_kept(cfg, inputs):
+    keep, classes = cfg.trainer.teacher_cache_keep, inputs.sets.train.num_classes
+    if isinstance(keep, str) or keep < classes: return
+    raise ConfigError(f"trainer.teacher_cache_keep={keep}: expected 'exact', 'half', or fewer than the "
+                      f"{classes} classes")
+
 def check_buildable(
     cfg:Classification, # settings
     inputs:Inputs, # their data
@@ -154,6 +160,7 @@ def check_buildable(
     batches = inputs.teacher_batches(teacher_recipe(cfg).batch_size, 'cpu', 0).train
     _check_shares('teacher.trainer' if cfg.trainer.distill_teacher else 'dataloader', batches, cfg)
     if not cfg.trainer.distill_teacher: return
+    _check_kept(cfg, inputs)
     generator, _ = build_generator(cfg, inputs.sets, 'cpu', say=lambda s: None)
     _check_shares('dataloader', student_batches(inputs, 'cpu', 0, generator), cfg)
     features = build_features(cfg, 'student')

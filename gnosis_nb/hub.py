@@ -6,6 +6,7 @@
 __all__ = ['find_networks', 'run_card', 'HubClassifier']
 
 # %% ../nbs/80_hub.ipynb #2bc07c90
+import os
 import re
 from pathlib import Path
 
@@ -37,12 +38,31 @@ def _open_run(folder):
         raise CheckpointError(f"folder={folder}: expected the folder of a run that is done, found {found}")
     return run, yaml.safe_load((run.path/'config.yaml').read_text(encoding='utf-8'))
 
+def _teacher_places(run):
+    "For each teacher of the ensemble, where it may be: where it was, in the run's folder, below `data_dir`."
+    paths, above = run.state['teachers'][0], Path(os.path.abspath(run.path)).parents
+    planned = run.state.get('plan', [[{}]*len(paths)])[0]
+    for path, known in zip(paths, planned):                                  # plans begin at `data_dir`
+        yield [Path(path), run.path/Path(path).name, *(o/known.get('path', path) for o in above)]
+
+def _unchanged(places, weights):
+    "The first of several places that has these weights."
+    problems = []
+    for path in filter(Path.exists, places):
+        try: check_unchanged(path, weights)
+        except CheckpointError as e: problems.append(e)
+        else: return path
+    raise problems[0] if problems else CheckpointError(f"{places[0]}: is gone")
+
 def _teacher_paths(run):
-    "Checkpoints of the run's ensemble, where they were or in its own folder."
-    for path, weights in zip(run.state['teachers'][0], run.state['teacher_weights'][0]):
-        path = Path(path) if Path(path).exists() else run.path/Path(path).name
-        check_unchanged(path, weights)
-        yield path
+    "Checkpoints of the run's ensemble."
+    return [_unchanged(*o) for o in zip(_teacher_places(run), run.state['teacher_weights'][0])]
+
+def _spec(path):
+    "The arguments of `build_classifier` that a checkpoint keeps."
+    spec = checkpoint_info(path).get('spec')
+    if spec is None: raise CheckpointError(f"{path}: does not say which network it holds, as files of others")
+    return spec
 
 def find_networks(
     folder:str|Path, # of a run that is done
@@ -50,7 +70,7 @@ def find_networks(
 )->list: # paths; several of a teacher that is an ensemble
     "Checkpoints of a run's network. Raises `CheckpointError` if there is no such run, or no such network."
     run, _ = _open_run(folder)
-    if name == 'teacher' and run.state.get('teachers'): return list(_teacher_paths(run))
+    if name == 'teacher' and run.state.get('teachers'): return _teacher_paths(run)
     path = run.path/f'{name}.safetensors'
     if name in _NAMES and path.exists(): return [path]
     there = [o for o in _NAMES if (run.path/f'{o}.safetensors').exists()]
@@ -137,7 +157,7 @@ def run_card(
     "The model card of a run's network: summary, fidelity, how to load it, settings and provenance."
     run, config = _open_run(folder)
     paths = find_networks(folder, name)
-    spec = checkpoint_info(paths[0])['spec']
+    spec = _spec(paths[0])
     task = 'text-classification' if 'num_words' in spec else 'image-classification'
     tags = ['knowledge-distillation', 'model_hub_mixin', 'pytorch_model_hub_mixin']
     data = ModelCardData(library_name='gnosis_nb', tags=tags, pipeline_tag=task, model_name=name,
@@ -243,7 +263,7 @@ def from_run(cls:HubClassifier,
 )->HubClassifier: # in evaluation mode
     "A network of a run, ready to be pushed. Raises `CheckpointError` for what is not there."
     paths = find_networks(folder, name)
-    specs = [checkpoint_info(o)['spec'] for o in paths]
+    specs = [_spec(o) for o in paths]
     model = cls(**specs[0]) if len(paths) == 1 else cls(members=specs)
     nets = [model.module] if len(paths) == 1 else model.module.models
     for net, path in zip(nets, paths): load_weights(net, path)
@@ -258,7 +278,8 @@ def encode(self:HubClassifier,
     text:str, # that is to be classified
     max_len:int=100, # it is cut off after so many words
 ): # tensor [1 + time, 1]
-    "A text as the input of a classifier of texts. An unknown word is number 0."
+    "A text as the input of a classifier of texts. An unknown word is number 0. `ValueError` without words."
+    if self.words is None: raise ValueError("words=None: expected a classifier of texts, which has words.txt")
     number = {w: i for i, w in enumerate(self.words)}
     ids = [number.get(w, 0) for w in basic_english(text)[:max_len]] or [0]
     return torch.tensor([len(ids), *ids])[:, None]

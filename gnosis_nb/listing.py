@@ -12,7 +12,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from .files import visible_folders
+
 # %% ../nbs/48_listing.ipynb #f91a3d11
+def _runs_below(folder): return (Path(o) for o, _, names in visible_folders(folder) if 'state.json' in names)
+
 def locate_runs(
     where:str|None=None, # a folder, or the name of an experiment; None: all of `data_dir`
     data_dir:str|Path='data/experiments', # where experiments are
@@ -21,8 +25,8 @@ def locate_runs(
     data_dir = Path(data_dir)
     places = [data_dir] if where is None else [Path(where), data_dir/where]
     for folder in places:
-        if any(folder.rglob('state.json')): return folder
-    there = sorted({o.relative_to(data_dir).parts[0] for o in data_dir.glob('*/**/state.json')})
+        if any(_runs_below(folder)): return folder
+    there = sorted({o.relative_to(data_dir).parts[0] for o in _runs_below(data_dir) if o != data_dir})
     hint = f"; experiments below {data_dir}: {', '.join(there)}" if there else ''
     raise ValueError(f"{where or data_dir}: expected a folder with runs below it, "
                      f"or an experiment below {data_dir}{hint}")

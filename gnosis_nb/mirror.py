@@ -19,7 +19,7 @@ from uuid import uuid4
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-from .files import Unreadable, check_types, parse_record, read_record, write_atomic
+from .files import Unreadable, check_types, parse_record, read_record, visible_folders, write_atomic
 from .stores import StoreChanged, StoreError, StoreMissing, StoreRefused, StoreUnreachable
 
 # %% ../nbs/42_mirror.ipynb #2b9e59fd
@@ -29,6 +29,7 @@ class _Left(TypedDict, total=False):
     prefix: str
     open: bool
     files: list[str]
+    gone: list[str]                                                          # of `files`, what is deleted
 
 def _read_note(folder):
     "What is noted in a folder, by name of the store; None if the note is unreadable."
@@ -67,7 +68,6 @@ class Mirror:
         self._cond = threading.Condition()                                   # guards everything below
         self._asked, self._busy = True, False  # is there work; is the thread at work
         self._rounds = 0  # how often the thread went through the files
-        self._gone = set()  # names of files that are deleted
         self.may_send = lambda: True  # is the copy in the store still this machine's?
         self._closed = False
         self._said = None  # the last message, which is not repeated
@@ -81,7 +81,8 @@ class Mirror:
         note = _read_note(self.folder)
         left = (note or {}).get(self.store.name, {})
         killed = note is None or left.get('open', False)
-        names = _visible(self.folder) if killed else left.get('files', [])
+        names = [*(_visible(self.folder) if killed else []), *left.get('files', [])]
+        self._gone = set(left.get('gone', []))  # names of files that are deleted
         self._others = {k: v for k, v in (note or {}).items() if k != self.store.name}
         self._waiting = dict.fromkeys(names, 0)  # name → how often `send` was called with it
         self._compare = set(names) if killed else set()  # names of files that may have arrived
@@ -91,7 +92,8 @@ class Mirror:
         note, path = dict(self._others), self.folder/_NOTE
         if self._waiting or not self._closed:
             own = dict(prefix=self.prefix, open=not self._closed, files=[*self._waiting])
-            note[self.store.name] = own
+            gone = dict(gone=sorted(self._gone)) if self._gone else {}
+            note[self.store.name] = own | gone
         text = json.dumps(note, indent=1)
         if note: write_atomic(path, lambda tmp: tmp.write_text(text, encoding='utf-8'))
         else: path.unlink(missing_ok=True)
@@ -111,7 +113,7 @@ def send(
     with self._cond:
         new = name not in self._waiting
         self._waiting[name] = self._waiting.get(name, 0) + 1
-        if new: self._write()                                                # before anything is sent
+        if new or name in self._gone: self._write()                          # before anything is sent
         self._asked = True
         self._cond.notify_all()
 
@@ -121,8 +123,9 @@ def forget(
     path:str|Path, # a file below the folder that has been deleted
 ):
     "Note that a file is to be deleted in the store, too, and return."
-    self._gone.add(Path(os.path.abspath(path)).relative_to(self.folder).as_posix())
-    self.send(path)
+    with self._cond:
+        self._gone.add(Path(os.path.abspath(path)).relative_to(self.folder).as_posix())
+        self.send(path)
 
 @patch
 def abandon(self:Mirror):
@@ -162,7 +165,7 @@ def _round(self:Mirror):
         if not todo or not self.may_send(): return
         tried.add(todo[0])
         try: self._send(*todo[0])
-        except (StoreError, OSError) as e:
+        except Exception as e:                                               # one file does not stop others
             self._tell(e)
             # the other files would meet the same
             if isinstance(e, (StoreUnreachable, StoreRefused)): return
@@ -177,6 +180,7 @@ def _send(self:Mirror, name, count):
         self._compare.discard(name)
         if self._closed or self._waiting.get(name) != count: return          # a newer version waits
         del self._waiting[name]
+        self._gone.discard(name)
         self._write()
 
 @patch
@@ -197,10 +201,11 @@ def flush(
 )->list: # paths that are still unsent
     "Try now to send all that is waiting, and return when that is done or has failed."
     with self._cond:
+        if self._closed: return [self.folder/o for o in self._waiting]
         last = self._rounds + (2 if self._busy else 1)  # a round that is under way may miss some
         self._asked = True
         self._cond.notify_all()
-        self._cond.wait_for(lambda: not self._waiting or self._rounds >= last, timeout)
+        self._cond.wait_for(lambda: not self._waiting or self._rounds >= last or self._closed, timeout)
         return [self.folder/o for o in self._waiting]
 
 @patch
@@ -209,8 +214,8 @@ def close(
     timeout:float|None=60., # seconds; None: as long as it takes
 )->list: # paths that are still unsent
     "Call `flush` and stop the thread. What is unsent stays noted."
-    if self._closed: return [self.folder/o for o in self._waiting]
     unsent = self.flush(timeout)
+    if self._closed: return unsent
     with self._cond:
         self._closed = True
         self._write()
@@ -233,7 +238,8 @@ def send_unsent(
 )->list: # paths that are still unsent
     "Send what earlier mirrors have noted, except in folders that another process is sending."
     unsent = []
-    for path in sorted(Path(root).rglob(_NOTE)):
+    folders = [folder for folder, _, names in visible_folders(root) if _NOTE in names]
+    for path in sorted(Path(folder)/_NOTE for folder in folders):
         note = _read_note(path.parent)
         if note is None:
             say(f"{path}: unreadable; open a Mirror of its folder to send all of it")

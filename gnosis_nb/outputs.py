@@ -70,17 +70,35 @@ def _is_plain(o):
     if isinstance(o, (tuple, list)): return all(map(_is_plain, o))
     return o is None or isinstance(o, (bool, int, float, str))
 
+def _written(o):
+    "A value of plain values, tensors and arrays as a text, the same in every process; None for any other."
+    if _is_plain(o): return repr(o)
+    if isinstance(o, Tensor): return f'{o.dtype} {tuple(o.shape)} {hashlib.sha256(_bytes(o)).hexdigest()}'
+    if isinstance(o, (np.ndarray, np.generic)) and o.dtype != object:
+        return f'{o.dtype} {o.shape} {hashlib.sha256(o.tobytes()).hexdigest()}'
+    if not isinstance(o, (dict, list, tuple, set, frozenset)): return None
+    parts = [_written(part) for part in (o.items() if isinstance(o, dict) else o)]
+    if None in parts: return None
+    return f'{type(o).__name__} {parts if isinstance(o, (list, tuple)) else sorted(parts)}'
+
+def _bytes(tensor): return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+_ORIGIN = 'published', 'pretrained_cfg', 'default_cfg'                       # where weights come from
+
 def network_digest(
     net:nn.Module, # with weights
 )->str: # 16 hexadecimal digits
-    "A hash of a network's form, weights, and what its modules have as plain attributes."
+    "A hash of a network's form, weights, and what its modules have as attributes, as far as that is data."
     h = hashlib.sha256(repr(net).encode())
     for name, o in net.named_modules():
-        known = {k: v for k, v in vars(o).items() if k[0] != '_' and k != 'training' and _is_plain(v)}
+        own = {k: v for k, v in vars(o).items() if k[0] != '_' and k not in ('training', *_ORIGIN)}
+        known = {k: v for k, v in own.items() if _is_plain(v)}
         h.update(f'{name} {sorted(known.items())}'.encode())
+        for k in sorted(own.keys() - known.keys()):
+            if text := _written(own[k]): h.update(f'{k} {text}'.encode())
     for name, o in (*net.named_parameters(), *net.named_buffers()):          # also those of no state dict
         h.update(f'{name} {o.dtype} {tuple(o.shape)}'.encode())
-        h.update(o.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        h.update(_bytes(o))
     return h.hexdigest()[:16]
 
 # %% ../nbs/34c_outputs.ipynb #584ebf81
@@ -115,9 +133,12 @@ def write_page(
     rows:int, # in all
     keep:str|int, # form, as of `pack_logits`
 ):
-    "Write the answers of a network, and then the record that says they are complete."
+    """Write the answers of a network, and then the record that says they are complete.
+
+    Only one process at a time may write a page."""
     page.parent.mkdir(parents=True, exist_ok=True)
     files, begin = {}, 0
+    for o in page.parent.glob(f'.{page.name}.*.tmp'): o.unlink()             # of a process that was killed
     def temporary(name): return page.with_name(f'.{page.name}.{name}.{os.getpid()}.tmp')
     def new_file(name, *kind): return np.lib.format.open_memmap(temporary(name), 'w+', *kind)
     try:

@@ -16,9 +16,11 @@ from torch import nn, Tensor
 from .checkpoint import CheckpointError, load_checkpoint, mismatch
 from .data.images import Examples
 from .fidelity import compare_students, explained_agreement, fidelity_statistics, predictions
+from .files import Unreadable
 from .losses import reduce_ensemble_logits
 from .metrics import report_meters, update_meters
 from .run_folder import Run
+from .runs import read_run
 from .statement import write_statement
 
 # %% ../nbs/49_predictions.ipynb #8d73649f
@@ -162,25 +164,33 @@ def load_predictions(
 
     Raises `CheckpointError` if it kept none, or if the file is damaged or of another run or other data."""
     folder = Path(getattr(run, 'path', run))
-    path, state = _path(folder, part), Run(folder, {}).state
+    path = _path(folder, part)
+    try: state = Run(folder, {}).state
+    except Unreadable as e: raise CheckpointError(str(e)) from None
     if not path.exists():
         why = _why(folder, state)
         raise CheckpointError(f"{folder}: has no predictions on {_PARTS[part]} examples ({why})")
     tensors, facts = load_checkpoint(path)
     why = mismatch(facts, dict(part=part, run=state.get('identity'), data=state.get('data')))
     if why: raise CheckpointError(f"{path}: belongs to another run: {why}")
-    def unpacked(name):
+    try: return _unpacked(tensors)
+    except KeyError as e: raise CheckpointError(f"{path}: has no tensor {e}") from None
+
+def _unpacked(tensors):
+    "The predictions of a file."
+    def logits_of(name):
         own = {k.removeprefix(f'{name}.'): t for k, t in tensors.items() if k.startswith(f'{name}.')}
         return unpack_logits(own) if own else None
-    logits = {name: unpacked(name) for name in ('teacher', 'student', 'independent')}
+    logits = {name: logits_of(name) for name in ('teacher', 'student', 'independent')}
     controls = [name for k in tensors if k.endswith('.half') and (name := k.split('.')[0]) not in logits]
     return Predictions(tensors['targets'], **logits, indices=tensors['indices'],
-                       controls={name: unpacked(name) for name in sorted(controls)})
+                       controls={name: logits_of(name) for name in sorted(controls)})
 
 def _why(folder, state):
     "Why a run with this state may have kept no predictions."
     if not state: return "it is not the folder of a run"
     if state.get('state') != 'done': return f"the run is {state.get('state')}"
+    if 'judge.name' in read_run(folder).settings: return "it trained a generator, no classifiers"
     if _path(folder, 'test').exists():
         return "its student was shown other sets only, distill_loader.splits=[]"
     return "it had keep_predictions=false, or is older than this setting; force=true does it again"
@@ -200,7 +210,7 @@ def _rows_of(found, names, options):
     return table
 
 def tabulate_statistics(
-    runs, # of `find_runs`, or folders of runs
+    runs, # of `find_runs`, or folders of runs; also one of them
     names:list=_ASKED, # rows of `fidelity_statistics`
     parts:tuple=('test',), # 'test': the evaluation examples; 'train': a sample of the distillation examples
     say=print, # called with a line for each run that kept no predictions of a student
@@ -212,7 +222,8 @@ def tabulate_statistics(
     NaN in runs without one. Raises `ValueError` for an unknown statistic or part."""
     import pandas as pd
     tables = {}
-    for path in getattr(runs, 'path', runs):
+    paths = getattr(runs, 'path', runs)
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
         for part in parts:
             try: found = load_predictions(path, part)
             except CheckpointError as e:

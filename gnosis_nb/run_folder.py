@@ -378,12 +378,17 @@ class Elsewhere:
             if (folder/o.name.removeprefix('.training_state_')).exists(): o.unlink()        # it has ended
         try: plan = read_state(folder).get('plan', [])
         except Unreadable: return
-        for o in [o for group in plan for o in group]:
-            path, stem = str(o.get('path', '')), str(o.get('path', '')).removesuffix('.safetensors')
-            earlier = [f'{stem}_epoch_{int(e)}.safetensors' for e in o.get('keep_epochs', [])]
-            for path in (path, path.replace('teacher_', 'teacher_init_'), *earlier):
-                if path.startswith('/') or (self.root/path).exists(): continue
-                fetch(self.store, path, (self.root/path).parent, say=None)
+        for path in [path for group in plan for o in group for path in _teacher_files(o)]:
+            there = self.root/path
+            if there.exists() or not there.resolve().is_relative_to(self.root.resolve()): continue
+            fetch(self.store, path, there.parent, say=None)
+
+def _teacher_files(known):
+    "Where a planned teacher is, its first weights, and those that were kept of earlier epochs."
+    path = Path(str(known.get('path', '')))
+    earlier = [f'{path.stem}_epoch_{int(e)}.safetensors' for e in known.get('keep_epochs', [])]
+    names = [path.name, path.name.replace('teacher_', 'teacher_init_'), *earlier]
+    return [(path.parent/name).as_posix() for name in names]
 
 # %% ../nbs/44_run_folder.ipynb #4a163cb2
 @contextmanager

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypedDict
 
 import pandas as pd
 
-from .files import Unreadable, read_record, write_atomic
+from .files import Unreadable, read_record, visible_folders, write_atomic
 
 # %% ../nbs/43_runs.ipynb #fd5dcf8b
 def flatten(
@@ -208,9 +208,10 @@ def _stamp(folder):
 
 def _folders(root):
     "Folders with a `state.json`, below `root` or `root` itself."
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(o for o in below if not o.startswith('.') and o != 'tensorboard')
-        if 'state.json' in names: yield folder
+    for folder, below, names in visible_folders(root):
+        if 'state.json' not in names: continue
+        below[:] = [o for o in below if o != 'tensorboard']                  # a run's own
+        yield folder
 
 def _read_index(root):
     "Folder → [stamp, fields of its record]. An index that another user has written is not trusted."
@@ -232,7 +233,7 @@ def find_records(
     say:Callable=_say, # called with a line for each folder that is left out
     outline:bool=False, # without settings and results, where the index does not have them
 )->dict: # folder → `RunRecord`
-    "The records of all runs below a folder, in the order of their folders."
+    "The records of all runs below a folder, in the order of their folders; those behind links last."
     index, found, anew = _read_index(root), {}, 0
     for folder in _folders(root):
         stamp, name = _stamp(folder), os.path.relpath(folder, root)

@@ -579,11 +579,11 @@ class ImageDistillation(TextDistillation):
 # %% ../nbs/51_settings.ipynb #4b55bffd
 def _stays_inside(name):
     "Does a folder of this name, or of several names with slashes, lie in the one in which it is made?"
-    def fits(part): return part not in ('', '.', '..') and part == part.strip() and len(part.encode()) <= 255
+    def fits(part): return part and part[0] != '.' and part == part.strip() and len(part.encode()) <= 255
     return '\\' not in name and len(name) <= 1024 and all(map(fits, name.split('/')))
 
 FolderName = Annotated[str, Range(
-    'for a folder in data_dir (as a/b; parts of at most 255 bytes, no . or .. among them, no backslash)',
+    'for a folder in data_dir (as a/b; parts of at most 255 bytes, none begins with a dot, no backslash)',
     _stays_inside)]
 
 @dataclass(frozen=True)

@@ -168,6 +168,10 @@ class LocalStore:
         "Is there a file under this key?"
         return self._path(key).is_file()
 
+    def delete(self, key:str):
+        "Delete what is under this key, if there is anything."
+        for path in (self._path(key), self._sum(key)): path.unlink(missing_ok=True)
+
     def holds(self, key:str, path:str|Path)->bool:
         "Has the store the content of the file `path` under this key?"
         return self.exists(key) and file_sha256(self._path(key)) == file_sha256(path)
@@ -177,7 +181,10 @@ class LocalStore:
         keys = (o.relative_to(self.root).as_posix() for o in self.root.rglob('*') if o.is_file())
         for key in sorted(keys):
             is_ours = re.search(r'^\.sha256/|(^|/)\.[^/]+\.tmp$', key)  # a checksum, or half of a file
-            if key.startswith(prefix) and not is_ours: yield self.info(key)
+            if not key.startswith(prefix) or is_ours: continue
+            try: entry = self.info(key)
+            except StoreError: continue                                      # no key, or gone by now
+            yield entry
 
     def _sum(self, key): return self.root/'.sha256'/key
 

@@ -83,7 +83,8 @@ def label_runs(
 # %% ../nbs/47_tables.ipynb #1760f928
 _COMPARISONS = {'=': operator.eq, '==': operator.eq, '!=': operator.ne, '<': operator.lt, '<=': operator.le,
                 '>': operator.gt, '>=': operator.ge}
-_CLAUSE = re.compile(r"""\s*`?([\w.]+)`?\s*(==|!=|<=|>=|=|<|>)\s*([^<>=!]+?)\s*""")
+_CLAUSE = re.compile(r"""\s*`?([\w.]+)`?\s*(==|!=|<=|>=|=|<|>)\s*('[^']*'|"[^"]*"|[^<>=!]+?)\s*""")
+_QUOTED = re.compile(r"""('[^']*'|"[^"]*")""")
 
 def find_column(
     df:pd.DataFrame, # of `find_runs`
@@ -97,27 +98,41 @@ def find_column(
     hint = f": {', '.join(near)}" if near else ''
     raise ValueError(f"{name} is {'the end of several names' if found else 'no setting or result'}{hint}")
 
+def _number(text):
+    "The number that a text is; None if it is none."
+    try: return None if np.isnan(number := float(text)) else number
+    except ValueError: return None
+
 def _compare(df, name, sign, value):
     "Which runs fulfil a comparison of a column with a number, a text, or another column."
-    column, compare, value = df[find_column(df, name)], _COMPARISONS[sign], value.strip('\'"')
-    if value in df: return compare(column, df[value])
-    if pd.api.types.is_bool_dtype(column): return compare(column.map(str).str.lower(), value.lower())
-    if pd.api.types.is_numeric_dtype(column):
-        try: return compare(column, float(value))
-        except ValueError: raise ValueError(f"{name} is a number, {value!r} is none") from None
-    return compare(column.map(str), value)
+    column, compare, text = df[find_column(df, name)], _COMPARISONS[sign], value.strip('\'"')
+    if text == value and text in df and not (column.map(str) == text).any(): return compare(column, df[text])
+    kinds, number = {*column.dropna().map(type)}, _number(text)              # a run may lack the setting
+    if kinds == {bool} and text.lower() in ('true', 'false'):
+        return compare(column.map(str).str.lower(), text.lower()) & column.notna()
+    is_number = pd.api.types.is_numeric_dtype(column) and kinds != {bool}
+    if number is not None and (is_number or kinds & {int, float}):           # 'fit' is none, 1.0 and 2.5 are
+        return compare(pd.to_numeric(column, errors='coerce'), number)
+    if is_number and text != 'nan': raise ValueError(f"{name} is a number, {text!r} is none")
+    return compare(column.map(str), text)
 
 # %% ../nbs/47_tables.ipynb #02ef2d4a
 def _clauses(text):
     "The comparisons of a filter; None if it is something else."
-    parts = re.split(r',(?![^\[]*\])|\band\b', text)
-    found = [_CLAUSE.fullmatch(o) for o in parts]
+    whole = _QUOTED.pattern + r'|(\[[^\]]*\])'
+    cut = re.sub(rf'{whole}|,|\band\b', lambda found: found[1] or found[2] or '\0', text)
+    found = [_CLAUSE.fullmatch(o) for o in cut.split('\0')]
     return None if None in found else [o.groups() for o in found]
 
-def _quoted(text, names): # names with a point need backticks in a query of pandas
-    for name in sorted((o for o in names if '.' in o), key=len, reverse=True):
-        if f'`{name}`' not in text: text = text.replace(name, f'`{name}`')
-    return re.sub(r'(?<![<>=!])=(?!=)', '==', text)
+def _query(text, names):
+    "A query for pandas, in which names with a point have backticks. What is quoted stays as it is."
+    def translated(part):
+        for name in sorted((o for o in names if '.' in o), key=len, reverse=True):
+            if f'`{name}`' not in part: part = part.replace(name, f'`{name}`')
+        return re.sub(r'(?<![<>=!])=(?!=)', '==', part)
+    parts = _QUOTED.split(text)
+    parts[::2] = map(translated, parts[::2])
+    return ''.join(parts)
 
 def filter_runs(
     df:pd.DataFrame, # of `find_runs`
@@ -133,9 +148,9 @@ def filter_runs(
     clauses = _clauses(text)
     try:
         if clauses: return df[np.logical_and.reduce([_compare(df, *o) for o in clauses])]
-        return df[df.eval(_quoted(text, df.columns), engine='python').astype(bool)]
+        return df[df.eval(_query(text, df.columns), engine='python').astype(bool)]
     except Exception as e:
-        example = 'policy=mixup or agreement > .9'
+        example = 'policy=mixup, agreement > .9'
         raise ValueError(f"filter={text!r}: expected a query such as {example} ({e})") from e
 
 # %% ../nbs/47_tables.ipynb #cb37c36d
@@ -214,6 +229,7 @@ def tabulate_runs(
     by:str|list|None=None, # settings that have rows of their own; None: those that tell the runs apart
 )->pd.DataFrame: # indexed by the settings: runs, not_done, teachers; each result, its _std, _low, _high
     "Each main result over the trials of each setting. Raises `ValueError` for an unknown setting."
+    if not len(df): return pd.DataFrame(dict(runs=[], not_done=[], teachers=[]), pd.Index([], name='setting'))
     names, groups = _rows(df, by)
     rows = []
     for runs in groups.values():
@@ -309,6 +325,7 @@ def describe_runs(
     width:int=105, # columns of the text
 )->str:
     "The table of settings as text, with what one has to know to read it."
+    if not len(df): return 'no runs'
     table = tabulate_runs(df, by)
     text = format_table(table).to_string(line_width=width)
     several = "mean ± half of the mean's 95 % interval over trials" if (table.runs > 1).any() else ''

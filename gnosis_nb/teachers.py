@@ -107,7 +107,8 @@ def checkpoint_folder(
     names = rf'{stem}_(init_)?\d+(_epoch_\d+)?\.(safetensors|ckpt|pt|pth)'
     there = fetch(store, given.strip('/'), folder, names, say)
     if not there: raise ConfigError(f"{name}={given}: {store.name} has no {stem}_<number> checkpoint there")
-    for o in {*folder.rglob(f'{stem}_*')} - {*there}: o.unlink()             # gone from the bucket since
+    for o in {*folder.rglob(f'{stem}_*')} - {*there}:
+        if o.is_file(): o.unlink()                                           # gone from the bucket since
     return folder, name, given
 
 # %% ../nbs/54_teachers.ipynb #751df80d
@@ -447,9 +448,17 @@ def _train_for_pool(cfg, run, inputs, device):
             there = _seeds(find_teachers(cfg, inputs, _quietly)[0])          # trained since we looked
             new = {f'teacher_{i}': (teacher_seed(cfg, i), missing[i]) for i in numbers}
             new = {name: o for name, o in new.items() if o[0] not in there}
-            if new: _fit_teachers(cfg, run, new, inputs, device)
+            trained = _fit_teachers(cfg, run, new, inputs, device) if new else []
         found = find_teachers(cfg, inputs, _quietly)[0]
+        _check_found(trained, found, cfg)
     return chosen
+
+def _check_found(trained, found, cfg):
+    "Raise a `ConfigError` for a trained teacher that the search does not see: it would be trained for ever."
+    for path, info in trained:
+        if info['seed'] in _seeds(found): continue
+        raise ConfigError(f"data_dir={cfg.data_dir}: {path} was trained just now, and is not among the "
+                          "teachers that are found there; is it gone or damaged?")
 
 def _quietly(sentence): pass
 

@@ -1,4 +1,5 @@
 "Runs that another machine goes on with: two data folders, one bucket, a real server."
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,17 @@ def test_teachers_of_another_run_come_with_it(real_bucket, logged, tmp_path, kep
     _, lines = run(b, *logged, *more)
     assert not any(o.startswith('teacher 0 epoch') for o in lines)
     assert find_runs(b).state.tolist() == ['done'] and len(list(b.rglob('teacher_0.safetensors'))) == 1
+
+def test_a_plan_is_read_without_trust(bucket, tmp_path):
+    "A folder may be called as a teacher, and no file of a bucket is put outside of the data folder."
+    def put(key, text): bucket.client.put_object(Bucket=bucket.bucket, Key=key, Body=text.encode())
+    files = ['teacher_runs/teacher_0.safetensors', 'teacher_runs/teacher_init_0.safetensors']
+    for key in ('../escaped/evil.txt', *files): put(key, key)
+    plan = [[dict(path='../escaped/evil.txt'), dict(path=files[0])]]
+    put('exp/run/state.json', json.dumps(dict(plan=plan)))
+    Elsewhere(bucket, tmp_path/'data', say=lambda text: None)._fetch('exp/run')
+    assert not (tmp_path/'escaped').exists()
+    assert all((tmp_path/'data'/o).is_file() for o in files)
 
 def held(store, run, folder, seconds):
     "The lease of a run, by another machine."

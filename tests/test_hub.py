@@ -3,6 +3,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
@@ -12,7 +13,7 @@ import pytest
 import torch
 from experiments import images, texts
 
-from gnosis_nb.checkpoint import CheckpointError, load_checkpoint, load_network
+from gnosis_nb.checkpoint import CheckpointError, checkpoint_info, load_checkpoint, load_network
 from gnosis_nb.metrics import fidelity_report
 
 huggingface_hub = pytest.importorskip('huggingface_hub', reason='gnosis_nb[hub] is not installed')
@@ -184,6 +185,33 @@ def test_a_run_without_a_student(pool):
     folder = next(pool.rglob('three/*/state.json')).parent
     with pytest.raises(CheckpointError, match="name='student': expected a network of .*, which has"):
         hub.HubClassifier.from_run(folder)
+
+@pytest.mark.parametrize('moved', [False, True], ids=['another folder', 'moved'])
+def test_teachers_of_a_data_folder_that_was_relative(pool, x, tmp_path, monkeypatch, moved):
+    "A run with another run's teachers, looked at from elsewhere, or after the data folder was moved."
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pool/'image_classification', 'data/image_classification')
+    run, _ = images('data')
+    assert not list(run.path.glob('teacher_*'))
+    data, theirs = tmp_path/'data', run.state['teacher_weights'][0]
+    if moved: data = data.rename(tmp_path/'other')
+    monkeypatch.chdir('/')
+    folder = data/run.path.relative_to('data')
+    found, = hub.find_networks(folder, 'teacher')
+    assert found.is_relative_to(data) and checkpoint_info(found)['weights'] == theirs[0]
+    assert hub.HubClassifier.from_run(folder, 'teacher')(x).equal(load_network(found)(x))
+
+def test_a_pickled_teacher_is_one_sentence(pool, tmp_path):
+    teacher = next(pool.rglob('image_classification/three/*/teacher_0.safetensors'))
+    (tmp_path/'theirs').mkdir()
+    torch.save(load_checkpoint(teacher)[0], tmp_path/'theirs'/'teacher_0.pt')
+    run, _ = images(tmp_path, 'teacher.ckpt_dir=theirs')
+    with pytest.raises(CheckpointError, match=r'theirs/teacher_0.pt: does not say which network it holds'):
+        hub.HubClassifier.from_run(run.path, 'teacher')
+
+def test_images_have_no_words(run):
+    with pytest.raises(ValueError, match='^words=None: expected a classifier of texts'):
+        hub.HubClassifier.from_run(run.path).encode('a text')
 
 def test_no_run(tmp_path):
     with pytest.raises(CheckpointError, match='folder=.*: expected the folder of a run that is done'):

@@ -1,14 +1,17 @@
 "Teacher outputs on disk, from command to student."
+import os
+import signal
 import subprocess
 import sys
 
+import processes
 import pytest
 import torch
-from experiments import SHORT, SMALL, small, weights
+from experiments import SHORT, SMALL, program, small, weights
 
 from gnosis_nb.cli import compose, teacher_outputs
 from gnosis_nb.runs import run_identity
-from gnosis_nb.settings import as_dict
+from gnosis_nb.settings import ConfigError, as_dict
 
 IMAGES, TEXTS = SMALL
 VIEWS = ['augmentation.transforms_list=[crop,horizontal_flip]', 'trainer.teacher_cache_views=2',
@@ -77,3 +80,20 @@ def test_two_processes_share_the_pages(pool, tmp_path):
 def test_a_command_without_teachers_is_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match='teacher.num_components=1: expected teachers for trial 0'):
         teacher_outputs(['dataset=digits', 'trainer.teacher_cache_views=2', f'data_dir={tmp_path}'])
+
+
+def test_a_command_that_is_interrupted_says_so_and_leaves_nothing(pool, tmp_path):
+    given = [*SMALL[IMAGES], *SHORT, f'data_dir={tmp_path}', *teachers_of(pool), *VIEWS]
+    process = processes.start(program('teacher_outputs'), *given, at='view_0.*')
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    status, _, said = process.wait()
+    assert status == 130 and 'interrupted; the same command goes on from here' in said
+    assert 'Traceback' not in said and not list((tmp_path/'.teacher_outputs').rglob('*.tmp'))
+
+
+def test_classes_to_keep_are_counted_before_teachers_are_trained(tmp_path):
+    given = [DISK, 'augmentation.transforms_list=[]', 'trainer.teacher_cache_keep=10']
+    with pytest.raises(ConfigError, match='trainer.teacher_cache_keep=10: expected .* than the 10 classes'):
+        small(IMAGES, tmp_path, *given)
+    assert not list(tmp_path.rglob('teacher_*'))

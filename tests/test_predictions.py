@@ -6,11 +6,11 @@ import pytest
 import torch
 from experiments import SMALL, TEACHERS, conduct, images, small
 
-from gnosis_nb.checkpoint import CheckpointError, load_network
+from gnosis_nb.checkpoint import CheckpointError, load_checkpoint, load_network, save_checkpoint
 from gnosis_nb.cli import compose
 from gnosis_nb.inputs import load_inputs
 from gnosis_nb.losses import reduce_ensemble_logits
-from gnosis_nb.predictions import load_predictions, pack_logits, unpack_logits
+from gnosis_nb.predictions import load_predictions, pack_logits, tabulate_statistics, unpack_logits
 from gnosis_nb.runs import find_runs
 
 IMAGES, TEXTS = 'image_classification', 'text_classification'
@@ -128,3 +128,27 @@ def test_rounding_changes_no_prediction(scale, shape, dtype):
 def test_rows_that_are_not_finite_stay_as_they_are():
     z = torch.tensor([[1., 2., 3.], [0., float('inf'), 1.], [float('nan'), 1., 2.], [-float('inf'), 0., 1.]])
     torch.testing.assert_close(unpack_logits(pack_logits(z)), z, equal_nan=True)
+
+def test_one_run_is_a_list_of_one(runs):
+    run = runs[IMAGES][0]
+    row = find_runs(run.path).iloc[0]
+    given = run, row, run.path, str(run.path)
+    tables = [tabulate_statistics(o, ('exaggeration',), num_resamples=10) for o in given]
+    assert [o.index.tolist() for o in tables] == [[(str(run.path), 'test', 'exaggeration')]]*4
+
+@pytest.mark.parametrize('name, why', [('state.json', 'damaged'), (KEPT, "has no tensor 'indices'")])
+def test_what_is_damaged_is_a_checkpoint_error(runs, tmp_path, name, why):
+    folder = shutil.copytree(runs[IMAGES][0].path, tmp_path/'run')
+    if name == 'state.json': (folder/name).write_text('{"cut')
+    else:
+        path = folder/'predictions_test.safetensors'
+        tensors, facts = load_checkpoint(path)
+        tensors.pop('indices')
+        save_checkpoint(path, tensors, **facts)
+    with pytest.raises(CheckpointError, match=why): load_predictions(folder)
+
+def test_a_run_of_a_generator_says_what_it_is(tmp_path):
+    (tmp_path/'state.json').write_text('{"state": "done"}')
+    (tmp_path/'config.yaml').write_text('judge: {name: none}')
+    with pytest.raises(CheckpointError, match='it trained a generator, no classifiers'):
+        load_predictions(tmp_path)

@@ -156,6 +156,11 @@ def test_teachers_are_fetched_once(bucket, proxy, teachers, tmp_path):
     assert not any('.safetensors, ' in o for o in lines)
     assert not any('teacher_' in path for _, path in proxy.seen if 'prefix' not in path)
 
+def test_a_folder_of_a_bucket_may_be_called_as_a_teacher(bucket, proxy, teachers, tmp_path):
+    bucket.put('old/teacher_runs/teacher_0.safetensors', teachers[0].path/'teacher_0.safetensors')
+    _, lines = run(tmp_path/'mine', proxy, *from_bucket(bucket, 'old'))
+    assert any('/old/teacher_runs/teacher_0.safetensors (' in o for o in lines)
+
 def test_who_did_not_ask_for_the_teachers_of_a_bucket_does_not_get_them(bucket, proxy, teachers, tmp_path):
     run(tmp_path/'mine', proxy, *from_bucket(bucket, teachers[1]))
     _, lines = run(tmp_path/'mine', proxy, 'seed=4')

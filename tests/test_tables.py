@@ -90,6 +90,11 @@ def test_runs_of_generators_have_their_own_results():
                        for t in (0, 1)])
     assert format_table(tabulate_runs(df)).fid_classifier.tolist() == ['99.5 ± 6.4']
 
+def test_a_folder_without_runs_has_an_empty_table(tmp_path):
+    df = find_runs(tmp_path)
+    assert tabulate_runs(df, POLICY).empty and format_table(tabulate_runs(df)).empty
+    assert describe_runs(df) == 'no runs'
+
 def test_tables_can_be_read_again(tmp_path):
     table = tabulate_runs(runs(row(), row(trial=1), row('mixup')))
     table.to_csv(tmp_path/'t.csv')
@@ -209,7 +214,8 @@ def test_help_and_errors_need_no_torch(tmp_path, args, status, message):
 
 @pytest.mark.parametrize('args, message', [
     (['here', '--by', 'polcy'], "by='polcy': expected a setting of these runs: policy"),
-    (['--filter', 'colour == 3'], "filter='colour == 3'"), (['--filter', 'imdb'], "filter='imdb'"),
+    (['--filter', 'colour == 3'], "filter='colour == 3'.*such as policy=mixup, agreement > .9 "),
+    (['--filter', 'imdb'], "filter='imdb'"),
     (['--compare', '0', '9'], 'compare=9'), (['her'], 'experiments below .*: here')])
 def test_mistakes_are_one_line(swept, capsys, args, message):
     with pytest.raises(SystemExit, match=f'^error: .*{message}'): gnosis_runs(capsys, swept[0], *args)

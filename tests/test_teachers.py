@@ -9,6 +9,7 @@ from experiments import checkpoints, conduct, program
 from gnosis_nb.cli import compose, compose_sweep, run_command
 from gnosis_nb.inputs import load_inputs
 from gnosis_nb.runs import find_runs
+from gnosis_nb.settings import ConfigError
 from gnosis_nb.teachers import find_teachers, load_teachers
 
 TINY = ['+experiment=digits', 'dataset.size=8', 'dataset.shrink.train=100', 'dataset.shrink.test=50',
@@ -85,6 +86,23 @@ def test_what_is_missing_is_said_and_trained(tmp_path):
 def test_a_teacher_that_is_pointed_at_is_taken_with_a_warning(pool, tmp_path):
     _, lines = conduct('image_classification', *TINY, f'teacher.ckpt_dir={pool}/a1', f'data_dir={tmp_path}')
     assert 'warning: it has another recipe than this run\'s teachers: num_epochs 1 instead of 10' in lines
+
+def test_an_experiment_on_another_disk_is_searched(tmp_path):
+    "A link leads to it, and in it another one leads back."
+    far, data = tmp_path/'far', tmp_path/'data'
+    for o in (far, data): o.mkdir()
+    (data/'fig').symlink_to(far)
+    (far/'back').symlink_to(data)
+    options = [*TINY, TRAIN, f'data_dir={data}', 'exp_name=fig']
+    run, _ = conduct('image_classification', *options)
+    again, lines = conduct('image_classification', *options)
+    assert again.finished and any(o.startswith('already done') for o in lines)
+    assert find_runs(data).path.tolist() == [str(run.path)]
+
+def test_a_trained_teacher_that_is_not_found_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr('gnosis_nb.checkpoint.find_checkpoints', lambda folder, stem: [])
+    with pytest.raises(ConfigError, match='teacher_0.safetensors was trained just now, and is not among'):
+        conduct('image_classification', *TINY, TRAIN, f'data_dir={tmp_path}')
 
 
 # Each trial has its own

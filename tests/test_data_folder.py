@@ -204,9 +204,9 @@ def test_two_readers_of_a_loader_do_not_disturb_each_other(streamed):
 def test_a_loader_goes_on_after_a_worker_was_killed(streamed):
     batches = iter(streamed)
     next(batches)
-    workers = streamed._stream._iterator._workers
-    for o in workers: os.kill(o.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match='exited unexpectedly'): list(batches)
+    with pytest.raises(RuntimeError, match='killed by signal|exited unexpectedly'):  # torch says it anywhere
+        os.kill(streamed._stream._iterator._workers[0].pid, signal.SIGKILL)
+        list(batches)
     assert sum(len(y) for _, y in streamed) == 150
 
 def test_a_workers_error_names_the_file_and_no_more(streamed):

@@ -18,6 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .images import (
     ImageData, ImageFiles, ImageSets, UnreadableImage, image_statistics, read_image)
+from ..files import visible_folders
 from ..progress import with_progress
 
 # %% ../../nbs/22_data.folder.ipynb #4fd9f8c4
@@ -49,21 +50,16 @@ def missing_data(
                         f"or unpack the files of {url} there{hint}")
 
 # %% ../../nbs/22_data.folder.ipynb #63db2cd8
-def _files_below(folder):
-    "All files but hidden ones. A folder to which several links lead counts once, so no circle is endless."
-    seen = set()
-    for at, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(at)) in seen: names = folders[:] = []
-        seen.add(real)
-        folders[:] = sorted(o for o in folders if not o.startswith('.'))
-        yield from (Path(at)/o for o in names if not o.startswith('.'))
+def _images_below(folder):
+    files = (Path(o)/name for o, _, names in visible_folders(folder) for name in names if name[0] != '.')
+    return sorted(f for f in files if f.suffix.lower() in IMG_EXTENSIONS)
 
 def _list_split(folder):
     "Class names, image files and labels of `folder/<class>/**`, also where links lead."
     classes = sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.'))
     files, targets = [], []
     for i, c in enumerate(classes):
-        found = sorted(f for f in _files_below(folder/c) if f.suffix.lower() in IMG_EXTENSIONS)
+        found = _images_below(folder/c)
         if not found:
             raise ValueError(f"class folder {folder/c} holds no image: "
                              f"expected files ending in {', '.join(IMG_EXTENSIONS)}")

@@ -426,7 +426,7 @@ def _describe_loss(error):
 def _fail_runs(root, pid, since, text):
     "Record as failed what a process was doing when it was killed."
     from filelock import FileLock, Timeout
-    from gnosis_nb.files import Unreadable, visible_folders
+    from gnosis_nb.files import Unreadable, folders_with
     from gnosis_nb.run_folder import Run
     from gnosis_nb.runs import read_state
     process = dict(pid=pid, host=socket.gethostname())
@@ -434,7 +434,7 @@ def _fail_runs(root, pid, since, text):
         try: state = read_state(path)
         except Unreadable: return False
         return state.get('state') == 'running' and state.get('process') == process
-    folders = [Path(o) for o, _, names in visible_folders(root) if 'state.json' in names]
+    folders = [*folders_with(root, 'state.json')]
     for path in [o for o in folders if (o/'state.json').stat().st_mtime >= since]:
         if not is_lost(path): continue
         with suppress(Timeout), FileLock(path/'.lock', timeout=10):          # its children may still have it

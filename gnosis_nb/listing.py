@@ -12,10 +12,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from .files import visible_folders
+from .files import folders_with
 
 # %% ../nbs/48_listing.ipynb #f91a3d11
-def _runs_below(folder): return (Path(o) for o, _, names in visible_folders(folder) if 'state.json' in names)
+def _runs_below(folder): return folders_with(folder, 'state.json')
 
 def locate_runs(
     where:str|None=None, # a folder, or the name of an experiment; None: all of `data_dir`

@@ -19,7 +19,7 @@ from uuid import uuid4
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-from .files import Unreadable, check_types, parse_record, read_record, visible_folders, write_atomic
+from .files import Unreadable, check_types, parse_record, read_record, folders_with, write_atomic
 from .stores import StoreChanged, StoreError, StoreMissing, StoreRefused, StoreUnreachable
 
 # %% ../nbs/42_mirror.ipynb #2b9e59fd
@@ -238,8 +238,7 @@ def send_unsent(
 )->list: # paths that are still unsent
     "Send what earlier mirrors have noted, except in folders that another process is sending."
     unsent = []
-    folders = [folder for folder, _, names in visible_folders(root) if _NOTE in names]
-    for path in sorted(Path(folder)/_NOTE for folder in folders):
+    for path in sorted(folder/_NOTE for folder in folders_with(root, _NOTE)):
         note = _read_note(path.parent)
         if note is None:
             say(f"{path}: unreadable; open a Mirror of its folder to send all of it")

@@ -31,7 +31,7 @@ from ..data.text import TEXT_SOURCES
 from .chart import Axes, Chart
 from .panel import Frame, Still, as_html, can_show
 from .runs import curves_axes, open_folder
-from ..files import Unreadable, read_record
+from ..files import Unreadable, folders_with, read_record
 from ..generation import fit_periods
 from ..runs import run_identity
 from ..settings import as_dict
@@ -52,9 +52,9 @@ def run_folder(
 )->Path|None:
     "The newest folder below `data_dir` of a run with these settings; None if there is none."
     identity, found = run_identity(settings), []
-    for path in Path(settings['data_dir']).rglob('state.json'):
-        state = _read_state(path)
-        if state.get('identity') == identity: found.append((state.get('started', ''), path.parent))
+    for folder in folders_with(settings['data_dir'], 'state.json'):
+        state = _read_state(folder/'state.json')
+        if state.get('identity') == identity: found.append((state.get('started', ''), folder))
     return max(found)[1] if found else None
 
 def run_state(
@@ -162,10 +162,10 @@ def list_folders(
 )->list: # pairs of a text and the folder
     "Runs to watch, those that are running first."
     found = []
-    for path in Path(data_dir).rglob('state.json'):
-        state = _read_state(path)
+    for folder in folders_with(data_dir, 'state.json'):
+        state = _read_state(folder/'state.json')
         runs, began = state.get('state') == 'running', state.get('started', '')
-        found.append((runs, began, state.get('state'), path.parent))
+        found.append((runs, began, state.get('state'), folder))
     found.sort(key=lambda o: o[:2], reverse=True)
     return [(f"{state}: {'/'.join(folder.parts[-2:])}", str(folder)) for _, _, state, folder in found[:most]]
 

@@ -60,12 +60,13 @@ def _check_not_square(net, who, inputs):
     "Raise a `ConfigError` if images are not square, and the network cannot read them."
     shape = getattr(inputs.sets.train, 'shape', (0, 0, 0))                   # texts have none
     if shape[1] == shape[2]: return
+    training = net.training
     try:
         with torch.no_grad(): net.eval()(torch.zeros(1, *shape))
     except RuntimeError as e:
         raise ConfigError(f"{who}: expected square images, found {shape[1]}×{shape[2]} pixels (height × "
                           "width), which dataset.shrink.size makes square") from e
-    net.train()
+    net.train(training)
 
 def build_network(
     cfg:Settings, # of a classification, or of a GAN's judge

@@ -183,7 +183,7 @@ def with_other_teachers(
 )->list: # names
     "Entries whose teachers are not the baseline's: a comparison with it is one of teachers, too."
     theirs = rows.pivot(index='trial', columns='entry', values='teacher_accuracy')
-    differ = theirs.sub(theirs[BASELINE], axis=0).abs().max() > 0
+    differ = theirs.sub(theirs[BASELINE], axis=0).abs().max() > 1e-6                # beyond rounding
     return [*differ[differ].index]
 
 def standings(

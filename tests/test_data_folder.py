@@ -1,5 +1,6 @@
 "Folders of images: order, cache, sizes, damage; decoded and streamed; CIFAR as PNG where it is at hand."
 import os, pickle, shutil, signal
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -201,13 +202,34 @@ def test_two_readers_of_a_loader_do_not_disturb_each_other(streamed):
         if i in (3, 7): inner.append(rows(streamed))
     assert (outer, inner, len(list(zip(streamed, streamed)))) == (150, [150, 150], 19)
 
-def test_a_loader_goes_on_after_a_worker_was_killed(streamed):
+@pytest.mark.parametrize('where', ['elsewhere', 'reading'])
+def test_a_loader_goes_on_after_a_worker_was_killed(streamed, where):
     batches = iter(streamed)
     next(batches)
     with pytest.raises(RuntimeError, match='killed by signal|exited unexpectedly'):  # torch says it anywhere
-        os.kill(streamed._stream._iterator._workers[0].pid, signal.SIGKILL)
-        list(batches)
+        worker = streamed._stream._iterator._workers[0].pid
+        os.kill(worker, signal.SIGKILL)
+        try:
+            if where == 'reading': list(batches)
+        finally:                                                             # it has been said by then
+            with suppress(ChildProcessError): os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+    del batches
     assert sum(len(y) for _, y in streamed) == 150
+
+@pytest.mark.parametrize('error', [EOFError, ConnectionResetError])
+def test_a_batch_that_a_killed_worker_leaves_unfinished(streamed, monkeypatch, error):
+    batches = iter(streamed)
+    next(batches)
+    stream = streamed._stream
+    def broken(*args):
+        stream._iterator._workers[0].kill()
+        raise error
+    monkeypatch.setattr(stream._iterator, '_next_data', broken)
+    tells = signal.signal(signal.SIGCHLD, signal.SIG_DFL)               # torch's own message, and wherever
+    try:
+        with pytest.raises(RuntimeError, match='exited unexpectedly: was it killed'): next(batches)
+        assert sum(len(y) for _, y in streamed) == 150
+    finally: signal.signal(signal.SIGCHLD, tells)
 
 def test_a_workers_error_names_the_file_and_no_more(streamed):
     streamed.dataset.files[140].write_bytes(b'GIF?')

@@ -9,6 +9,7 @@ __all__ = ['PlannedLoader', 'BatchLoader', 'ImageLoader', 'send', 'show_images',
 import gc, inspect, os, weakref
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing import connection
 
 import matplotlib.pyplot as plt
 import torch
@@ -396,6 +397,11 @@ def _end_workers(stream, pid):
     A process that was forked from `pid` leaves them alone."""
     if stream._iterator is not None and os.getpid() == pid: stream._iterator._shutdown_workers()
 
+def _lost_worker(stream, timeout=0):
+    "Whether a worker of this torch DataLoader has ended, or ends in `timeout` seconds."
+    workers = [] if stream._iterator is None else stream._iterator._workers
+    return bool(connection.wait([o.sentinel for o in workers], timeout))
+
 @patch
 def _torch_loader(self:ImageLoader, workers):
     return torch.utils.data.DataLoader(
@@ -408,6 +414,7 @@ def _torch_loader(self:ImageLoader, workers):
 def _free_stream(self:ImageLoader, workers):
     "A torch DataLoader that nobody reads from: the one that is kept for all epochs, or another."
     if not workers or self._is_read: return self._torch_loader(workers)
+    if self._stream is not None and _lost_worker(self._stream): self._end_stream()
     if self._stream is None:
         self._stream = self._torch_loader(workers)
         weakref.finalize(self, _end_workers, self._stream, os.getpid()).atexit = False
@@ -426,9 +433,9 @@ def _read(self:ImageLoader, idxs, workers, skip):
     try: yield from stream
     except UnreadableImage as e:                                             # below a worker's traceback
         raise UnreadableImage(str(e)[str(e).rindex('cannot decode image'):].strip()) from None
-    except RuntimeError:
-        if kept: self._end_stream()                                          # a worker has died
-        raise
+    except (EOFError, ConnectionError) as e:                                 # in the middle of a batch
+        if not _lost_worker(stream, timeout=1): raise
+        raise RuntimeError("a worker exited unexpectedly: was it killed for its memory?") from e
     finally:
         if kept: self._is_read = False
         else: _end_workers(stream, os.getpid())

@@ -79,6 +79,11 @@ def fit_law(
                float(np.sqrt(2*best.cost/len(y))))
 
 # %% ../nbs/67_law.ipynb #dbca908a
+def _cells(rows, factors, column):
+    "Means over trials. Cells with one product of images and epochs are not one cell."
+    axes = dict.fromkeys([*(o for o in ('images', 'epochs') if o in rows), *factors])
+    return rows.groupby([*axes], as_index=False)[column].mean()
+
 def law_intervals(
     rows:pd.DataFrame, # one row a run, with a column trial
     factors=('images', 'epochs'), # columns
@@ -93,8 +98,7 @@ def law_intervals(
     if len(trials) < 3: raise ValueError(f'rows: expected three trials or more, there are {len(trials)}')
     parts = {t: part for t, part in rows.groupby('trial')}
     def numbers(table):
-        cells = table.groupby(list(factors), as_index=False)[column].mean()
-        law = fit_law(cells, factors, column, floor)
+        law = fit_law(_cells(table, factors, column), factors, column, floor)
         predicted = law(at) if at is not None else []
         names = ['floor', *(f'exponent of {k}' for k in factors), *(f'at {i}' for i in range(len(predicted)))]
         return dict(zip(names, [law.floor, *law.exponent.values(), *predicted]))
@@ -112,7 +116,7 @@ def held_out_corner(
     most:int=2, # values of each axis, the largest, that are in the corner
 )->pd.DataFrame: # a row a cell of the corner: axes, measured, and what each form predicts
     "Predictions of the corner where all axes are large, by laws that have not seen it."
-    cells = rows.groupby([*dict.fromkeys([*axes, *factors])], as_index=False)[column].mean()
+    cells = _cells(rows, [*axes, *factors], column)
     from_ = {k: cells[k].drop_duplicates().nlargest(most).min() for k in axes}
     inside = (cells[list(axes)] >= pd.Series(from_)).all(axis=1)
     corner, rest = cells[inside], cells[~inside]
@@ -129,7 +133,7 @@ def compare_laws(
     laws=LAWS, # factors of each
 )->pd.DataFrame: # columns factors, floor (in points), exponents, rmse, corner; best prediction first
     "Each law with and without a floor: its fit of all cells, and its error on a corner that it has not seen."
-    cells, out = rows.groupby(['images', 'epochs', 'passes'], as_index=False)[column].mean(), []
+    cells, out = _cells(rows, ['images', 'epochs', 'passes'], column), []
     for factors in laws:
         corner = held_out_corner(rows, factors, column)
         off = (corner[['with a floor', 'without']].sub(corner.measured, axis=0)**2).mean()**.5

@@ -76,8 +76,8 @@ def kill(process):
     assert process.wait()[0] == -signal.SIGKILL
 
 def until(condition, process=None):
-    "Wait for what other processes do, a minute at most. Then kill the process and all that it has started."
-    for _ in range(1200):
+    "Wait for what other processes do, five minutes at most; then kill this one and all that it has started."
+    for _ in range(6000):
         if condition(): return
         time.sleep(.05)
     if process: kill(process)

@@ -56,7 +56,7 @@ def lab(tmp_path_factory):
         command = [sys.executable, '-m', 'jupyterlab', *options]
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
-        end = time.time() + 60
+        end = time.time() + 300
         while not answers(f'http://127.0.0.1:{port}/api?token={TOKEN}'):
             assert process.poll() is None and time.time() < end, (home/'log').read_text()[-2000:]
             time.sleep(.2)
@@ -174,11 +174,13 @@ def drag(page, handle, seconds, reach=45):
 def test_temperature_follows_the_hand(page, capsys):
     lab = panel(page, 'temperature_lab')
     before, warm = frames(lab), entropy(lab)
-    start = time.time()
-    moves = drag(page, lab.locator('.widget-hslider', has_text='τ').locator('.noUi-handle'), 3)
+    handle = lab.locator('.widget-hslider', has_text='τ').locator('.noUi-handle')
+    start, moves = time.time(), 0
+    while frames(lab) <= before + 5 and time.time() < start + 120: moves += drag(page, handle, 3)
+    taken = time.time() - start
     changed(page, lab, before + 5)
-    rate = (frames(lab) - before)/(time.time() - start)
-    with capsys.disabled(): print(f'\nτ slider: {rate:.1f} frames/s, {moves} moves of the mouse in 3 s')
+    with capsys.disabled():
+        print(f'\nτ slider: {(frames(lab) - before)/taken:.1f} frames/s, {moves} moves in {taken:.0f} s')
     wait(page, lab, f'{MEAN} !== a', warm)
     title = re.search(r'τ = [\d.]+', drawn(page, lab, 'layout.title.text'))[0]
     wait(page, lab, 'o.querySelector(".widget-html").textContent.includes(a)', title)

@@ -31,7 +31,7 @@ Run.log = stop
 def logged(real_bucket, monkeypatch):
     "Settings with which runs go to the bucket."
     monkeypatch.setattr('gnosis_nb.teachers.S3Store', partial(S3Store, pause=.05, timeout=10, tries=4))
-    return ['trainer.num_epochs=4', 'trainer.state_minutes=0', 'logger=s3', 'logger.lease_seconds=1',
+    return ['trainer.num_epochs=4', 'trainer.state_minutes=0', 'logger=s3', 'logger.lease_seconds=3',
             f'logger.bucket_name={real_bucket.bucket}',
             f's3_endpoint_url={real_bucket.client.meta.endpoint_url}']
 

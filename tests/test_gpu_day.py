@@ -14,7 +14,7 @@ from gpu_day import Part, run_all, summarize  # noqa: E402
 WRITES = "import sys; print('rate', 7); open(sys.argv[1], 'w').write('[7]')"
 PARTS = [
     Part('good', ['-c', WRITES, '{json}'], 60), Part('bad', ['-c', "print('why'); raise SystemExit(3)"], 60),
-    Part('endless', ['-c', "print('began', flush=True); import time; time.sleep(99)"], 1),
+    Part('endless', ['-c', "print('began', flush=True); import time; time.sleep(99)"], 5),
     Part('missing', ['-c', ''], 60, needs=ROOT/'nowhere'), Part('last', ['-c', 'print(8)'], 60)]
 
 @pytest.fixture(scope='module')
@@ -25,7 +25,7 @@ def day(tmp_path_factory):
 def test_a_part_that_fails_or_takes_too_long_does_not_stop_the_next(day):
     out, results = day
     assert [o.state for o in results] == ['done', 'failed', 'stopped', 'left out', 'done']
-    assert results[0].numbers == [7] and results[1].status == 3 and results[2].seconds < 10
+    assert results[0].numbers == [7] and results[1].status == 3 and results[2].seconds < 60
     assert json.loads((out/'good.json').read_text())['numbers'] == [7]
     assert (out/'endless.txt').read_text() == 'began\n'
 

@@ -71,7 +71,7 @@ def test_a_run_is_shown_stopped_resumed_and_killed(live):
     assert run_state(folder) == 'interrupted'
     press(live, 'Resume')
     wait_for(lambda: epochs(live) != before, live)
-    assert 'going on with' in live.process.output(30) and folder_of(live) == folder
+    assert 'going on with' in live.process.output(100_000) and folder_of(live) == folder
     assert all(o == list(range(1, len(o) + 1)) for o in epochs(live).values())
     live.process.process.kill()
     live.process.wait(120)

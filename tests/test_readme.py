@@ -67,6 +67,6 @@ def test_claims_are_those_of_the_results(verdicts, claim):
 def test_verdicts_are_counted(verdicts):
     n = verdicts.verdict.value_counts()
     total = n.sum() - n['not measured']
-    said = (f"Of {total} claims, at the largest scale that was run, {n['holds']} hold, {n['fails']} fail, "
+    said = (f"Of {total} claims, at the largest scale run, {n['holds']} hold, {n['fails']} fail, "
             f"{n['undecided']} are undecided and {n['not comparable']} are not comparable")
     assert said in ' '.join(README.split())

@@ -288,7 +288,7 @@ def test_mirror_keeps_what_could_not_be_sent(fault, bucket, proxy, run):
     assert note(run) == {store.name: dict(prefix='r', open=False, files=['a', 'b'])}
     assert said and all(f's3://{bucket.bucket}/r/' in o for o in said)
     proxy.faults.clear()
-    assert send_unsent(run.parent, store) == []
+    assert send_unsent(run.parent, via(proxy, bucket)) == []
     assert [stored(bucket, f'r/{o}') for o in 'ab'] == [content(5000), content(5000, 1)] and not is_noted(run)
 
 def test_mirror_while_the_server_is_gone_for_a_while(bucket, proxy, run):

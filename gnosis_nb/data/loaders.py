@@ -434,7 +434,7 @@ def _read(self:ImageLoader, idxs, workers, skip):
     except UnreadableImage as e:                                             # below a worker's traceback
         raise UnreadableImage(str(e)[str(e).rindex('cannot decode image'):].strip()) from None
     except (EOFError, ConnectionError) as e:                                 # in the middle of a batch
-        if not _lost_worker(stream, timeout=1): raise
+        if not _lost_worker(stream, timeout=10): raise
         raise RuntimeError("a worker exited unexpectedly: was it killed for its memory?") from e
     finally:
         if kept: self._is_read = False

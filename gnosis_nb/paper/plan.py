@@ -244,7 +244,7 @@ MAIN = (
     ('fig01', 'Self-distillation: agreement rises with the synthetic images'),
     ('fig06', 'Longer optimisation raises the agreement on the training images'),
     ('fig14', 'Labels do not raise the agreement'),
-    ('fig11', 'MixUp (τ = 1) has the best NLL'),
+    ('fig11', 'The NLL of MixUp (τ = 1) is better than that of several teachers'),
     ('fig05', 'A second half of the data lowers it'),
     ('fig10', 'With one teacher the student is more accurate than it'),
     ('fig03', 'MixUp with τ = 4 has the best fidelity'))

@@ -10,7 +10,7 @@ __all__ = ['ENTRIES', 'BASELINE', 'TRACKS', 'MEASURES', 'KEPT', 'Entry', 'read_e
            'leaderboard_command']
 
 # %% ../nbs/66_leaderboard.ipynb #db3e8793
-import argparse, random, shlex, sys
+import argparse, math, random, shlex, sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,12 @@ BASELINE = 'baseline'   # the entry that all others are compared with
 _FIXED = ('dataset', 'classifier', 'scale', 'experiment', 'trial_id', 'seed', 'data_dir', 'device', 'force',
           'trainer.num_epochs', 'trainer.eval_period', 'dataloader.batch_size', 'teacher.num_components')
 
+def _is_shared(override):
+    "Does it set what is the same for all entries, by itself or in a mapping?"
+    key, value = override_key(override), override.partition('=')[2].lstrip()
+    if key in _FIXED or key.startswith(('dataset.', 'classifier.', 'hydra')): return True
+    return value.startswith(('{', '$')) and any(o.startswith(f'{key}.') for o in _FIXED)
+
 @dataclass
 class Entry:
     "A method of distillation."
@@ -54,10 +60,10 @@ class Entry:
             raise ConfigError(f'{self.name}: settings: expected a list of settings such as loss=dist')
         for o in self.settings:
             if '=' not in o: raise ConfigError(f'{self.name}: settings: {o}: expected name=value')
-            if (key := override_key(o)) in _FIXED or key.startswith(('dataset.', 'classifier.', 'hydra')):
-                raise ConfigError(f'{self.name}: settings: {key} is the same for all entries')
+            if _is_shared(o): raise ConfigError(f'{self.name}: settings: {o}: the same for all entries')
         for key in ('epochs', 'batch'):
-            if not isinstance(value := getattr(self, key), (int, float)) or not value > 0:
+            value = getattr(self, key)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise ConfigError(f'{self.name}: {key}: {value!r}: expected a number > 0')
 
 def read_entry(
@@ -555,7 +561,7 @@ def _with_files(entries, files):
 def _chosen(entries, only, files, track, overrides, say):
     "Entries that are asked for, or all that are possible."
     if odd := [o for o in only if o not in entries]:
-        raise ValueError(f"--only {odd[0]}: expected some of {', '.join(entries)}")
+        raise ValueError(f"--only {shlex.quote(odd[0])}: expected some of {', '.join(entries)}")
     if not (only or files): return possible_entries(entries, track, overrides, say)
     wanted = {BASELINE, *only, *(Path(o).stem for o in files)}
     return {k: o for k, o in entries.items() if k in wanted}
@@ -582,7 +588,7 @@ def leaderboard_command(
         if a.verify:
             r, row, given = kept_row('tuned' if a.tuned else 'leaderboard', track, a, rest)
             sys.exit(0 if _entry_verified(r, row, entries, given, say) else 1)
-        entries = _chosen(entries, a.only.split(',') if a.only else [], files, track, rest, say)
+        entries = _chosen(entries, [] if a.only is None else a.only.split(','), files, track, rest, say)
         folder = a.results or (KEPT if a.keep else None)
         if a.rates:
             tried = try_rates(entries, track, trials, rest, folder, say)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from .checkpoint import load_checkpoint
 from .cli import compose, interruptible
-from .paper.reproduce import comes_back
+from .paper.reproduce import comes_back, folder_option
 from .paper.sweeps import (
     OF_ALL, Job, Results, add_independent, collect, done_runs, load_results, made_with, override_key,
     own_images, run_here, run_several_here, run_state, save_results, shown_images,
@@ -470,7 +470,7 @@ def table_parser(
     p.add_argument('--keep', action='store_true', help=f'write the table to {KEPT}')
     p.add_argument('--verify', action='store_true', help='do one of the kept runs again and compare')
     p.add_argument('--row', type=int, help='which, with --verify; default: any')
-    p.add_argument('--results', metavar='FOLDER', help=(
+    p.add_argument('--results', type=folder_option, metavar='FOLDER', help=(
         f'of the table (default: below data_dir; with --keep and --verify {KEPT})'))
     return p
 

@@ -14,6 +14,8 @@ import os
 import pickle
 import re
 import reprlib
+import signal
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -110,8 +112,26 @@ def _naming_errors(path):
 # %% ../nbs/40_checkpoint.ipynb #e1ca9046
 def _facts(f): return parse_record((f.metadata() or {}).get('gnosis_nb', '{}'), _Facts)
 
+@contextmanager
+def _signals_wait():
+    "What signals do, such as Ctrl-C, they do after the block. Python has them in the main thread only."
+    usual, came, waits = {}, [], threading.current_thread() is threading.main_thread()
+    if waits: usual = {o: h for o in signal.valid_signals() if callable(h := signal.getsignal(o))}
+    def note(number, frame): came.append(number) if waits else usual[number](number, frame)
+    try:
+        for o in usual: signal.signal(o, note)
+        yield
+    finally:
+        waits = False
+        for o, handler in usual.items(): signal.signal(o, handler)
+        for o in came: usual[o](o, None)
+
+@contextmanager
+def _opened(path): # safetensors takes an exception of a signal's for a defect of the file
+    with _signals_wait(), safe_open(path, framework='pt') as f: yield f
+
 def _read_safetensors(path):
-    with safe_open(path, framework='pt') as f:
+    with _opened(path) as f:
         state, facts = {k: f.get_tensor(k) for k in f.keys()}, _facts(f)
     if 'weights' in facts and facts['weights'] != _digest(state):
         raise CheckpointError("damaged, its weights are not those that were saved")
@@ -162,7 +182,7 @@ def checkpoint_info(
     path = Path(path)
     with _naming_errors(path):
         if path.suffix != '.safetensors': return dict(weights=_digest(_read_pickle(path)[0]))
-        with safe_open(path, framework='pt') as f: return _facts(f)
+        with _opened(path) as f: return _facts(f)
 
 # %% ../nbs/40_checkpoint.ipynb #20fd869f
 def check_sound(

@@ -37,7 +37,7 @@ from .settings import ImageClassification, ImageGeneration, Settings, TextClassi
 # %% ../nbs/59_cli.ipynb #5a8db06e
 def _is_users(error):
     "Does one sentence explain this error to a user?"
-    light = ConfigError, OSError, FloatingPointError, HydraException, OmegaConfBaseException
+    light = ConfigError, OSError, FloatingPointError, HydraException, OmegaConfBaseException, yaml.YAMLError
     if isinstance(error, light): return True
     from gnosis_nb.checkpoint import CheckpointError
     from gnosis_nb.devices import ProcessLost
@@ -52,6 +52,14 @@ def _of_option(text):
     given, group, options = found.groups()
     names = [o for o in options.split() if not o.startswith('_')]
     return f"{group}={given.removeprefix(f'{group}/')}: expected one of {', '.join(names)}"
+
+def _of_group(text, settings):
+    "What Hydra says of a group without a default, in our words; None if it says something else."
+    found = re.search(r"Could not override '(\w+)'.* No match in the defaults list.* use (\+\S+)$", text)
+    command = next((k for k, o in COMMANDS.items() if o is settings), None)
+    if not found or not command: return None
+    if found[1] in _ADDED[command]: return f'{found[2][1:]}: expected {found[2]}, there is no default'
+    return f'{found[1]}: no group of this command'
 
 def _of_key(text, cause, settings):
     "What Hydra and OmegaConf say of a key, with the key in front; None if they name none."
@@ -69,7 +77,9 @@ def _one_line(error, settings):
     text, cause = (' '.join(str(o).split()) for o in (error, error.__cause__))
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         text = text.split(' Config search path')[0]
-        text = _of_option(text) or _of_key(text, cause, settings) or text
+        text = _of_option(text) or _of_group(text, settings) or _of_key(text, cause, settings) or text
+    if mark := getattr(error, 'problem_mark', None): # of a YAML file
+        text = f'{mark.name}: expected YAML, line {mark.line + 1}: {error.problem}'
     text = re.sub(r'^Exception occured in .+? when calling event .+?: ', '', text)     # fastai's preface
     return one_line(text)
 
@@ -82,7 +92,7 @@ def _composing(command):
     "Hydra in the block; its errors and OmegaConf's as one line."
     try:
         with hydra.initialize_config_module('gnosis_nb.config', version_base='1.3'): yield
-    except (HydraException, OmegaConfBaseException) as e:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as e:
         raise ConfigError(_one_line(e, COMMANDS[command])) from e
 
 def _unresolved(cfg, values, prefix=''):
@@ -106,11 +116,10 @@ _CONFIG = files('gnosis_nb')/'config'
 
 def _is_group(key): return re.match('hydra(/|$)', key) or (_CONFIG/key).is_dir()
 
-def _options(group):
+def _options(group, folders=(_CONFIG,)):
     "Names of the files of a group."
-    if not (_CONFIG/group).is_dir(): return []
-    names = sorted(o.name for o in (_CONFIG/group).iterdir() if o.name.endswith('.yaml'))
-    return [o.removesuffix('.yaml') for o in names if not o.startswith('_')]
+    names = {o.name for folder in folders if (folder/group).is_dir() for o in (folder/group).iterdir()}
+    return sorted(o.removesuffix('.yaml') for o in names if o.endswith('.yaml') and o[0] != '_')
 
 def _levels(text):
     "How deep brackets are nested."
@@ -130,11 +139,14 @@ def _read_override(parser, text):
     def refuse(expected): raise ConfigError(f'{one_line(text, 200)}: expected {expected}')
     if _levels(text) > 16: refuse('at most 16 brackets in one another')
     try: override, = parser.parse_overrides([text])
-    except (HydraException, ValueError) as e: refuse(_grammar(e))            # ValueError: of too many digits
+    except (HydraException, ValueError) as e:                                # ValueError: of too many digits
+        refuse('$HOME in place of ~' if re.match('[^=]+=~', text) else _grammar(e))
     key = override.key_or_group
     if not key: refuse('key=value')
     if len(key) > 200: raise ConfigError(f'{one_line(key, 200)}: unknown key')
     is_one = override.type != OverrideType.DEL and not override.is_sweep_override()
+    if is_one and key in ('hydra.launcher', 'hydra.sweeper') and isinstance(override.value(), str):
+        refuse(f"{key.replace('.', '/')}={override.value()}, with a slash")
     if is_one and _is_group(key) and not _is_choice(override.value()):
         refuse(f"one of {', '.join(_options(key))}")
     return override
@@ -225,27 +237,28 @@ def _file_comments(path, prefix):
     if not isinstance(node, yaml.MappingNode): return {}
     return dict(_walk(node, text.splitlines(), '' if '@package _global_' in text else prefix))
 
-def _parts(path, prefix, choices):
+def _parts(name, prefix, choices, folders):
     "The files that a file is composed of, itself included, in that order; with what precedes their keys."
-    defaults = (yaml.safe_load(path.read_text(encoding='utf-8')) or {}).get('defaults', ['_self_'])
-    for entry in defaults:
+    path = next((o/f'{name}.yaml' for o in folders if (o/f'{name}.yaml').is_file()), None)
+    if not path: return
+    defaults = (yaml.safe_load(path.read_text(encoding='utf-8')) or {}).get('defaults', [])
+    for entry in defaults if '_self_' in defaults else [*defaults, '_self_']:
         if entry == '_self_': yield path, prefix
         elif isinstance(entry, str):
-            name = entry.partition('@')[0]                                   # of '_common@dataset'
-            folder = _CONFIG if name.startswith('/') else path.parent
-            yield from _parts(folder/f"{name.strip('/')}.yaml", prefix, choices)
-        else: yield from _chosen({k: choices.pop(k, None) for k in entry})
+            part = entry.partition('@')[0]                                   # of '_common@dataset'
+            below = '' if part.startswith('/') else f"{name.rpartition('/')[0]}/"
+            yield from _parts(f'{below}{part}'.strip('/'), prefix, choices, folders)
+        else: yield from _chosen({k: choices.pop(k, None) for k in entry}, folders)
 
-def _chosen(choices):
+def _chosen(choices, folders):
     for group, choice in choices.items():
-        if choice: yield from _parts(_CONFIG/group/f'{choice}.yaml', f'{group}.', {})
+        if choice: yield from _parts(f'{group}/{choice}', f'{group}.', {}, folders)
 
-def _comments(command, choices):
+def _comments(command, choices, folders):
     "The comment of each key, from the files that the command is made of; the last one has the last word."
     choices, found = dict(reversed(choices.items())), {}                     # Hydra names them in reverse
-    for path, prefix in _parts(_CONFIG/f'{command}.yaml', '', choices):
-        found.update(_file_comments(path, prefix))
-    for path, prefix in _chosen(choices): found.update(_file_comments(path, prefix))      # presets
+    parts = [*_parts(command, '', choices, folders), *_chosen(choices, folders)]          # presets at the end
+    for path, prefix in parts: found.update(_file_comments(path, prefix))
     return found
 
 def _flow(value): # YAML in one line
@@ -263,25 +276,35 @@ _ADDED = dict(image_classification=('experiment', 'capacity', 'controls', 'optim
               text_classification=('experiment', 'controls', 'optimizer', 'recipe'),
               image_generation=('experiment',))
 
+def _searched(folder):
+    "Overrides by which Hydra looks for files in a folder, too."
+    if folder is None: return []
+    if not Path(folder).is_dir(): raise ConfigError(f'--config-dir {folder}: expected a folder')
+    quoted = QuotedString(f'file://{Path(folder).absolute()}', Quote.single).with_quotes()
+    return [f'hydra.searchpath=[{quoted}]']
+
 def help_page(
     command:str, # a key of `COMMANDS`
     overrides:list=(), # as on the command line
+    folder:str|None=None, # of the user's own files, `--config-dir`
 )->str:
     "Every setting of a command with its value and its comment, and the options of every group."
     with _composing(command):
         _parse(overrides)
-        cfg = hydra.compose(command, list(overrides), return_hydra_config=True)
+        cfg = hydra.compose(command, [*_searched(folder), *overrides], return_hydra_config=True)
+        sources = [o.path for o in cfg.hydra.runtime.config_sources if o.schema == 'file']
+        folders = [_CONFIG, *map(Path, sources)]
         choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith('hydra/')}
         choices.setdefault('logger')                                         # Hydra lists no list of choices
         own = OmegaConf.masked_copy(cfg, [k for k in cfg if k != 'hydra'])
         values = OmegaConf.to_container(own, resolve=False)
     usage = f"gnosis-{command.replace('_', '-')} [-m] [key=value …] [group=option …] [+experiment=preset]"
     what = 'Settings, with these overrides:' if overrides else 'Settings and their defaults:'
-    def line(group, plus=''): return f"  {plus}{group}={' | '.join(_options(group))}"
+    def line(group, plus=''): return f"  {plus}{group}={' | '.join(_options(group, folders))}"
     groups = [line(o) for o in sorted({*choices} - {*_ADDED[command]})]
     added = [line(o, '+') for o in _ADDED[command]]                          # they have no default
     head = [usage, '', 'Groups and their options:', *groups, *added, '', what, '']
-    return '\n'.join([*head, *_page(values, _comments(command, choices))])
+    return '\n'.join([*head, *_page(values, _comments(command, choices, folders))])
 
 # %% ../nbs/59_cli.ipynb #eebb59a1
 def _swept(hydra):
@@ -310,7 +333,12 @@ class Sweep(Callback):
     Launchers send the callback itself to the processes of their jobs."""
     folder, swept, is_ours = None, (), False
 
+    def on_run_start(self, config, **kwargs):
+        if config.hydra.job.chdir:                                           # data_dir may be relative
+            sys.exit('error: hydra.job.chdir=true: expected false, runs have folders of their own')
+
     def on_multirun_start(self, config, **kwargs):
+        self.on_run_start(config)
         try: Sweep.folder = Path(_sweep_folder(config))
         except (ConfigError, OmegaConfBaseException) as e:                   # Hydra would only warn
             sys.exit(f'error: {_one_line(e, Settings)}')
@@ -540,6 +568,15 @@ def _launched_processes():
         sys.exit()
     with join_launched(): yield
 
+def _check_options(given):
+    "Refuse what Hydra ends with a traceback for."
+    several = 'run', 'multirun', 'cfg', 'info', 'shell_completion'
+    if len(told := [f"--{o.replace('_', '-')}" for o in several if getattr(given, o)]) > 1:
+        raise ConfigError(f"{' '.join(told)}: expected one of these")
+    if given.resolve and not given.cfg: raise ConfigError('--resolve: expected with --cfg')
+    if (path := given.experimental_rerun) and not Path(path).is_file():
+        raise ConfigError(f'--experimental-rerun {path}: expected a file')
+
 def _main(command):
     "Hydra around one of `COMMANDS`; the user's errors in one line each on standard error, and exit status 1."
     os.environ['HYDRA_FULL_ERROR'] = '1'                                     # exceptions reach us as they are
@@ -547,10 +584,12 @@ def _main(command):
     _heed_signals()
     failed = []
     try:
-        if {'--help', '-h'} & {*sys.argv[1:]}:
-            print(help_page(command, [o for o in sys.argv[1:] if not o.startswith('-')]))
+        given = get_args_parser().parse_args()
+        if given.help:
+            print(help_page(command, given.overrides, given.config_dir))
             return
-        _parse(get_args_parser().parse_args().overrides)                     # Hydra fails on some otherwise
+        _check_options(given)
+        _parse(given.overrides)                                              # Hydra fails on some otherwise
         decorate = hydra.main(config_path='pkg://gnosis_nb.config', config_name=command, version_base='1.3')
         with _launched_processes(): decorate(_job(command, failed))()
         if failed: raise failed[0]

@@ -10,7 +10,7 @@ __all__ = ['ENTRIES', 'BASELINE', 'TRACKS', 'MEASURES', 'KEPT', 'Entry', 'read_e
            'leaderboard_command']
 
 # %% ../nbs/66_leaderboard.ipynb #db3e8793
-import argparse, random, shlex, sys
+import argparse, math, random, shlex, sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from .checkpoint import load_checkpoint
 from .cli import compose, interruptible
-from .paper.reproduce import comes_back
+from .paper.reproduce import comes_back, folder_option
 from .paper.sweeps import (
     OF_ALL, Job, Results, add_independent, collect, done_runs, load_results, made_with, override_key,
     own_images, run_here, run_several_here, run_state, save_results, shown_images,
@@ -37,6 +37,12 @@ ENTRIES = Path(__file__).parent/'entries' if '__file__' in globals() else Path('
 BASELINE = 'baseline'   # the entry that all others are compared with
 _FIXED = ('dataset', 'classifier', 'scale', 'experiment', 'trial_id', 'seed', 'data_dir', 'device', 'force',
           'trainer.num_epochs', 'trainer.eval_period', 'dataloader.batch_size', 'teacher.num_components')
+
+def _is_shared(override):
+    "Does it set what is the same for all entries, by itself or in a mapping?"
+    key, value = override_key(override), override.partition('=')[2].lstrip()
+    if key in _FIXED or key.startswith(('dataset.', 'classifier.', 'hydra')): return True
+    return value.startswith(('{', '$')) and any(o.startswith(f'{key}.') for o in _FIXED)
 
 @dataclass
 class Entry:
@@ -54,10 +60,10 @@ class Entry:
             raise ConfigError(f'{self.name}: settings: expected a list of settings such as loss=dist')
         for o in self.settings:
             if '=' not in o: raise ConfigError(f'{self.name}: settings: {o}: expected name=value')
-            if (key := override_key(o)) in _FIXED or key.startswith(('dataset.', 'classifier.', 'hydra')):
-                raise ConfigError(f'{self.name}: settings: {key} is the same for all entries')
+            if _is_shared(o): raise ConfigError(f'{self.name}: settings: {o}: the same for all entries')
         for key in ('epochs', 'batch'):
-            if not isinstance(value := getattr(self, key), (int, float)) or not value > 0:
+            value = getattr(self, key)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise ConfigError(f'{self.name}: {key}: {value!r}: expected a number > 0')
 
 def read_entry(
@@ -464,7 +470,7 @@ def table_parser(
     p.add_argument('--keep', action='store_true', help=f'write the table to {KEPT}')
     p.add_argument('--verify', action='store_true', help='do one of the kept runs again and compare')
     p.add_argument('--row', type=int, help='which, with --verify; default: any')
-    p.add_argument('--results', metavar='FOLDER', help=(
+    p.add_argument('--results', type=folder_option, metavar='FOLDER', help=(
         f'of the table (default: below data_dir; with --keep and --verify {KEPT})'))
     return p
 
@@ -555,7 +561,7 @@ def _with_files(entries, files):
 def _chosen(entries, only, files, track, overrides, say):
     "Entries that are asked for, or all that are possible."
     if odd := [o for o in only if o not in entries]:
-        raise ValueError(f"--only {odd[0]}: expected some of {', '.join(entries)}")
+        raise ValueError(f"--only {shlex.quote(odd[0])}: expected some of {', '.join(entries)}")
     if not (only or files): return possible_entries(entries, track, overrides, say)
     wanted = {BASELINE, *only, *(Path(o).stem for o in files)}
     return {k: o for k, o in entries.items() if k in wanted}
@@ -582,7 +588,7 @@ def leaderboard_command(
         if a.verify:
             r, row, given = kept_row('tuned' if a.tuned else 'leaderboard', track, a, rest)
             sys.exit(0 if _entry_verified(r, row, entries, given, say) else 1)
-        entries = _chosen(entries, a.only.split(',') if a.only else [], files, track, rest, say)
+        entries = _chosen(entries, [] if a.only is None else a.only.split(','), files, track, rest, say)
         folder = a.results or (KEPT if a.keep else None)
         if a.rates:
             tried = try_rates(entries, track, trials, rest, folder, say)

@@ -237,7 +237,9 @@ def _read(cls, values, prefix, root):
         if key in kinds: continue
         raise ConfigError(f"{prefix}{key}: unknown key{suggest_setting(f'{prefix}{key}', root)}")
     for key in kinds:
-        if key not in values: raise ConfigError(f"{prefix}{key}: missing")
+        if key in values: continue
+        whole = f", {prefix[:-1]}={values['name']} sets all of it" if prefix and variants(cls) else ''
+        raise ConfigError(f"{prefix}{key}: missing{whole}")
     def part(key): return _read(kinds[key], values[key], f'{prefix}{key}.', root)
     groups = [key for key, kind in kinds.items() if is_dataclass(kind)]
     try: # its own values first: a group below may repeat one

@@ -122,6 +122,11 @@ def test_options_that_have_no_effect_are_refused(tmp_path, capsys):
     assert 'expected with --verify' in capsys.readouterr().err
     assert refused(figure_command, ['fig14', 'scale']) == 'error: scale: expected scale=value'
 
+@pytest.mark.parametrize('command', [figure_command, leaderboard_command, law_command])
+def test_results_are_kept_in_no_folder_with_a_tilde(command, capsys):
+    assert refused(command, ['--results=~/x']) == '2'
+    assert 'argument --results: ~/x: expected $HOME in place of ~' in capsys.readouterr().err
+
 def test_names_of_grids_may_have_dots(tmp_path):
     grid = 'dataset.shrink.train=100,200', 'trainer.num_epochs=1'
     for name in ('v1.1', 'v1.2'): law(tmp_path, *grid, '--name', name)

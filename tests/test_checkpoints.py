@@ -4,20 +4,24 @@ import io
 import json
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import processes
-from gnosis_nb.checkpoint import (CheckpointError, checkpoint_info, load_checkpoint, load_weights,
-                                  save_checkpoint)
+from gnosis_nb import checkpoint
+from gnosis_nb.checkpoint import (CheckpointError, checkpoint_info, find_matching, load_checkpoint,
+                                  load_weights, save_checkpoint)
 from gnosis_nb.files import write_atomic
 from versions import reads_pickles
 
@@ -360,3 +364,30 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
     def interrupted(tmp): tmp.write_bytes(b'half'); raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): write_atomic(tmp_path/'new'/'x', interrupted)
     assert listing(tmp_path/'new') == []
+
+def leave(number, frame): raise SystemExit(128 + number)
+
+@pytest.fixture(params=[(signal.SIGINT, signal.default_int_handler, KeyboardInterrupt),
+                        (signal.SIGTERM, leave, SystemExit)])
+def interrupted(request, monkeypatch):
+    "A signal comes while a checkpoint is read. As in safetensors, what it raises is taken for a defect."
+    number, handler, error = request.param
+    def opening(*args, **kwargs):
+        try: signal.raise_signal(number)
+        except BaseException: raise ValueError('could not determine the shape') from None
+        return safe_open(*args, **kwargs)
+    monkeypatch.setattr(checkpoint, 'safe_open', opening)
+    before = signal.signal(number, handler)
+    yield error
+    assert signal.signal(number, before) is handler
+
+def find(path): return find_matching(path.parent, 't', lambda *_: None, say=never)
+
+@each('read', [load_checkpoint, checkpoint_info, find])
+def test_a_signal_while_a_checkpoint_is_read_is_no_damage(read, interrupted, tmp_path):
+    path = save_checkpoint(tmp_path/'t_0', STATE)
+    with pytest.raises(interrupted): read(path)
+
+def test_threads_read_checkpoints(tmp_path):
+    path = save_checkpoint(tmp_path/'t', STATE)
+    with ThreadPoolExecutor(1) as pool: assert same(pool.submit(load_checkpoint, path).result()[0])

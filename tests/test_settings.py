@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 import hydra
 import pytest
 import yaml
-from experiments import ROOT
+from experiments import ROOT, script
 from hypothesis import given, settings, strategies as st
 from omegaconf import OmegaConf
 
@@ -250,6 +250,52 @@ def test_a_sweep_over_names_keeps_its_notes_and_makes_no_folder_outside(tmp_path
     assert [o.relative_to(tmp_path).as_posix() for o in tmp_path.glob('*/*/*')] == made
     assert len([*tmp_path.glob('*')]) == len([*tmp_path.glob('*/*')]) == len(made)
 
+MODES = [
+    (['--resolve'], '--resolve: expected with --cfg'),
+    (['-m', '--cfg', 'job'], '--multirun --cfg: expected one of these'),
+    (['--experimental-rerun', 'x.pickle'], '--experimental-rerun x.pickle: expected a file'),
+    (['hydra.job.chdir=true'], 'hydra.job.chdir=true: expected false, runs have folders of their own'),
+    (['-m', 'hydra.job.chdir=true', 'seed=0,1'], 'hydra.job.chdir=true: expected false, runs have'),
+    (['-m', 'hydra.launcher=joblib'], 'hydra.launcher=joblib: expected hydra/launcher=joblib, with a slash'),
+    (['data_dir="~/x"'], "data_dir='~/x': expected a word for a folder, $HOME in place of ~"),
+    (['-m', 'data_dir="~/x"', 'seed=0,1'], "data_dir='~/x': expected a word for a folder, $HOME in place of"),
+    (['--help', '--config-dir', 'none'], '--config-dir none: expected a folder')]
+
+@pytest.mark.parametrize('given, said', MODES)
+def test_a_way_to_run_that_is_none_is_one_line_and_leaves_nothing(tmp_path, given, said):
+    p = script(IMAGES, *given, cwd=tmp_path)
+    assert p.returncode == 1 and p.stderr.startswith(f'error: {said}') and p.stderr.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+# Files of the user's own
+
+MINE = '# @package _global_\ndefaults: [override /dataset: mine]\ntrainer:\n  num_epochs: 7  # as mine\n'
+
+@pytest.fixture
+def conf(tmp_path):
+    files = {'experiment/mine': MINE, 'experiment/odd': 'seed: 1\nx: [', 'dataset/mine':
+             'defaults: [digits, _self_]\nroot_dir: null  # no folder of mine\n'}
+    for name, text in files.items():
+        path = tmp_path/'my conf'/f'{name}.yaml'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return path.parent.parent
+
+@pytest.mark.parametrize('joined', [True, False])
+def test_help_has_files_of_the_users_own(conf, joined):
+    folder = [f'--config-dir={conf}'] if joined else ['--config-dir', conf]
+    p = script(IMAGES, '--help', *folder, '+experiment=mine')
+    assert p.returncode == 0, p.stderr
+    assert re.search('^  num_epochs: 7 +# as mine$', p.stdout, re.M)
+    assert re.search('^  root_dir: null +# no folder of mine$', p.stdout, re.M)
+    assert re.search('^  size: 16 +# pixels', p.stdout, re.M)
+    assert re.search(r'^  \+experiment=.* \| mine \| odd \|', p.stdout, re.M)
+
+def test_a_file_that_is_no_yaml_is_named_in_one_line(conf):
+    p = script(IMAGES, f'--config-dir={conf}', '+experiment=odd')
+    assert p.returncode == 1 and p.stderr.count('\n') == 1
+    assert p.stderr.startswith(f'error: {conf}/experiment/odd.yaml: expected YAML, line 2: ')
+
 # What is refused
 
 MANY = '99999999999999999999'
@@ -307,6 +353,15 @@ REFUSED = [
     (IMAGES, '+augmentation.crop.paddign=1', 'augmentation.crop.paddign=1: unknown key, expected padding'),
     (IMAGES, 'teacher.options={a:[nan]}', 'teacher.options.a[0]=nan: expected a number'),
     (IMAGES, 'dataset=null', 'dataset=null: expected one of cifar10, cifar100,'),
+    (IMAGES, 'dataset.name=digits', 'dataset.size: missing, dataset=digits sets all of it'),
+    (IMAGES, 'experiment=digits', 'experiment=digits: expected +experiment=digits, there is no default'),
+    (TEXTS, 'recipe=student', 'recipe=student: expected +recipe=student, there is no default'),
+    (TEXTS, 'capacity=teacher8_student8', 'capacity: no group of this command'),
+    (TEXTS, 'features=fitnet', 'features: no group of this command'),
+    (TEXTS, 'density_model=sngan', 'density_model: no group of this command'),
+    (TEXTS, 'policy=mixup', 'policy: no group of this command'),
+    (GANS, 'loss=dist', 'loss: no group of this command'),
+    (GANS, 'scale=smoke', 'scale: no group of this command'),
     (IMAGES, 'dataset=nope', 'dataset=nope: expected one of cifar10, cifar100,'),
     (IMAGES, 'logger=[s3,5]', 'logger=[s3,5]: expected one of local, mlflow'),
     (IMAGES, '+experiment=small/nope', 'experiment=small/nope: expected one of'),

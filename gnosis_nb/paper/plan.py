@@ -131,13 +131,20 @@ def _costs(name, scale, own):
 
 _OF_IMAGES = [k for k in SWEEPS if command_of(k) != 'text_classification']
 
+def _check_images(names):
+    if texts := [o for o in names if command_of(o) == 'text_classification']:
+        raise ValueError(f"name={texts[0]!r}: expected a figure of images, only these can be planned")
+
 def cost_table(
     throughput:float=20_000, # training images/s of a ResNet-20 without a teacher, on the device in question
     names=None, # figures; default: all but those of texts
     scale:str='paper', # of `SCALES`
     own:bool=False, # leave out the presets that a figure borrows from others
 )->pd.DataFrame: # a row a figure: runs, teachers, epochs, millions of images, GPU hours
-    "What the figures cost. Runs and teachers that two figures share are counted in each."
+    """What the figures cost. Runs and teachers that two figures share are counted in each.
+
+    Raises `ValueError` for figures of texts."""
+    _check_images(names or _OF_IMAGES)
     speed, rows = _resnet20(throughput), {}
     for name in names or _OF_IMAGES:
         students, teachers, number = _costs(name, scale, own)
@@ -198,8 +205,7 @@ def sweep_rows(
     overrides=(), # as on the command line
 )->dict: # identity of the first trial's run: `Row`
     "All rows of these figures, with what they cost. Raises `ValueError` for figures of texts."
-    if texts := [o for o in names if command_of(o) == 'text_classification']:
-        raise ValueError(f"name={texts[0]!r}: expected a figure of images, only these can be planned")
+    _check_images(names)
     generator, rows = sweep_jobs('fig07', scale, _of_generator(overrides))[0], {}
     for name in names:
         jobs = [generator] if name == 'fig07' else sweep_jobs(name, scale, overrides)

@@ -11,10 +11,11 @@ from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .distill import FreezeBatchNorm
 from .engine import warn_once
+from .initialize import reestimate_batchnorm
 
 # %% ../nbs/34b_averages.ipynb #c130853e
 def _floats(net):
@@ -116,6 +117,6 @@ def _refresh(self:WeightAverage):
     loader, device = self.dls.train, next(self.model.parameters()).device
     place = loader.state_dict() if hasattr(type(loader), 'state_dict') else None
     with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-        update_bn(loader, self.average.module, device)
+        reestimate_batchnorm(self.average.module, loader)
     if place is not None: loader.load_state_dict(place)
     self.refreshed = n

@@ -19,10 +19,10 @@ from functools import partial
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
-from .adapt import arguments, call, logits_of, take_back, uncompiled
+from .adapt import arguments, call, logits_of, module_device, take_back, uncompiled
 from .cka import watching
+from .losses import at_least_float32
 from .models import ClassifierEnsemble
 
 # %% ../nbs/30_compute.ipynb #3e9ff411
@@ -226,8 +226,9 @@ class Captured:
             warnings.warn(f"the {self.what} runs uncaptured: {describe_error(e)}")
 
 # %% ../nbs/30_compute.ipynb #d9c9767e
-def _exact(layer, x):
-    with torch.autocast(x.device.type, enabled=False): return F.linear(x.float(), layer.weight, layer.bias)
+def _exact(layer, x, *other, **named):
+    with torch.autocast(x.device.type, enabled=False):
+        return type(layer).forward(layer, at_least_float32(x), *other, **named)
 
 def exact_output(
     net:nn.Module, # a classifier
@@ -249,9 +250,13 @@ def cast_weights(
 ) -> nn.Module: # a copy
     "Weights in bf16, as autocast would cast them in every call; its last layer is exact."
     net = _copied(net)
-    for o in net.modules():
-        if isinstance(o, (nn.Linear, nn.modules.conv._ConvNd)): o.to(torch.bfloat16)
-    for o in [o for o in net.modules() if isinstance(o, nn.Linear)][-1:]: o.float()
+    layers = [o for o in net.modules() if isinstance(o, (nn.Linear, nn.modules.conv._ConvNd))]
+    linear = [o for o in layers if isinstance(o, nn.Linear)]
+    exact = {*linear[-1].parameters()} if linear else set()  # other layers may share them
+    for o in layers:
+        own = {*o.parameters()}
+        if not own & exact and {p.dtype for p in own} == {torch.float32}: o.to(torch.bfloat16)
+    for p in exact: p.data = at_least_float32(p.data)
     exact_output(net)
     return net
 
@@ -266,9 +271,10 @@ class Frozen:
         record:Callable|None=None, # recordings for `Captured`; None: `CudaGraph` on CUDA, nothing elsewhere
         names:Callable=lambda: None, # gives the inputs' names, where they have some
         layers:Sequence[str]=(), # names of layers, of an ensemble's first member, whose activations are kept
+        device:torch.device=torch.device('cpu'), # of a network that has neither parameters nor buffers
     ):
         self.names, self.layers, self.features = names, layers, []
-        self.device, self.precision = next(net.parameters()).device, precision
+        self.device, self.precision = module_device(net, device), precision
         self.many, cuda = isinstance(net, ClassifierEnsemble), self.device.type == 'cuda'
         nets = list(net.models) if self.many else [net]
         if precision == 'bf16': nets = [cast_weights(o) for o in nets]

@@ -221,7 +221,7 @@ def _prepare(self:StepEngine, device, precision, compile):
     "Fast forward passes for the model and its teacher, and cuDNN's fastest algorithms."
     teacher = vars(self.learn).get('teacher')
     layers = vars(self.learn).get('teacher_layers', ())
-    self.asking = precision, compile, self.record, self._names, layers
+    self.asking = precision, compile, self.record, self._names, layers, device
     if teacher is not None: self.learn.ask_teacher = self.frozen(teacher)
     compile_student = compile and (device.type == 'cuda' or self.compile is True)
     if precision == 'bf16': self.undo.append(exact_output(self.model))

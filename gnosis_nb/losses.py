@@ -121,7 +121,7 @@ def _corrupt(y, num_classes, ratio, generator):
     return torch.where(order + _uniform((), y, generator) < ratio*len(y), other, y)
 
 class HardCrossEntropy(DistillationLoss):
-    """Cross-entropy -τ² log p_s(y) with a label y from the teacher.
+    """Cross-entropy -τ² log p_s(y) with a label y from the teacher; without gradients, its mean over draws.
 
     Raises `ValueError` for an unknown mode or a ratio outside [0, 1]. `state_dict` keeps the generator."""
     tau_squared = True
@@ -164,7 +164,17 @@ class HardCrossEntropy(DistillationLoss):
         if not self.corruption_ratio: return y
         return _corrupt(y, log_t.shape[-1], self.corruption_ratio, self.generator)
 
-    def rows(self, log_t, log_s): return -log_s.gather(-1, self.labels(log_t))
+    def _probabilities(self, log_t):
+        "Of the labels that it would draw, [batch, classes]."
+        classes, r = log_t.shape[-1], self.corruption_ratio
+        p = log_t.exp() if self.mode == 'sample' else F.one_hot(log_t.argmax(-1), classes).to(log_t)
+        return (1 - r)*p + r*(1 - p)/(classes - 1)
+
+    def rows(self, log_t, log_s):
+        draws = self.mode == 'sample' or self.corruption_ratio > 0
+        if draws and not log_s.requires_grad:  # an evaluation takes no random numbers from the training
+            return -(self._probabilities(log_t) * log_s).sum(-1, keepdim=True)
+        return -log_s.gather(-1, self.labels(log_t))
 
 # %% ../nbs/00_losses.ipynb #b0ce16cf
 class ConvexCrossEntropy(DistillationLoss):

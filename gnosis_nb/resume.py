@@ -152,19 +152,22 @@ class KeepState(Callback):
         if seconds < 0: raise ValueError(f"seconds={seconds}: expected a time >= 0")
         self.keep, self.every, self.seconds = keep, every, seconds
         self.state, self.latest, self.within = state, None, within
+        self.begun = False
 
     @property
     def start_epoch(self): return self.state[1]['epoch'] if self.state else 0
 
     def before_fit(self):
         self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))
-        if self.run and self.state: restore_training(self.learn, *self.state)
-        self.latest = None
+        if self.run and self.opt and self.state and not self.begun: restore_training(self.learn, *self.state)
+        self.latest, self.trained = None, False
         self._wait()
 
     def before_train(self):
+        "From here on the Learner is further than its first state, to which nothing takes it back."
         within = self.state and self.state[1].get('batch') and self.epoch == self.start_epoch
-        if within: restore_training(self.learn, *self.state)
+        if within and not self.begun: restore_training(self.learn, *self.state)
+        self.begun = self.trained = True
 
     def after_batch(self):
         if time.monotonic() >= self.next: self._keep_within()
@@ -181,8 +184,9 @@ class KeepState(Callback):
         self.next = self.kept + self.seconds if self.seconds and self.within else math.inf
 
     def after_epoch(self):
+        trained, self.trained = self.trained, False  # not before `start_epoch`, nor in `learn.validate()`
+        if not trained or self.keep is None: return
         done = self.epoch + 1
-        if done <= self.start_epoch or self.keep is None: return
         self.latest = training_state(self.learn)
         due = done % self.every == 0 and time.monotonic() - self.kept >= self.seconds
         if due or done == self.n_epoch: self.last_words()

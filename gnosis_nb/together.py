@@ -7,12 +7,14 @@ __all__ = ['pick_parallel', 'draw_apart', 'let_others', 'run_together', 'acquire
 
 # %% ../nbs/31_together.ipynb #eaab62c2
 import contextvars
+import random
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+import numpy as np
 import torch
 import torch.nn as nn
 from filelock import FileLock, Timeout
@@ -62,13 +64,13 @@ class _Training(greenlet):
 
     def give_way(self):
         "Let the others run; called within the training."
-        random, grad = _random_state(self.device), torch.is_grad_enabled()
+        drawn, grad = _random_state(self.device), torch.is_grad_enabled()
         kept = [get() for get, _ in self.kept]
         self.stream = _stream(self.device)
         try: self.parent.switch()
         finally:
             torch.set_grad_enabled(grad)
-            _set_random_state(self.device, random)
+            _set_random_state(self.device, drawn)
             for (_, put), value in zip(self.kept, kept): put(value)
 
 def _stream(device): return torch.cuda.current_stream(device) if device.type == 'cuda' else None
@@ -77,11 +79,14 @@ def _set_stream(stream):
     if stream is not None: torch.cuda.set_stream(stream)
 
 def _random_state(device):
-    "States of torch's global generators; that of CUDA is None on another device."
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == 'cuda' else None
+    "States of the global generators; that of CUDA is None on another device."
+    cuda = torch.cuda.get_rng_state(device) if device.type == 'cuda' else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
 
 def _set_random_state(device, state):
-    cpu, cuda = state
+    python, numpy, cpu, cuda = state
+    random.setstate(python)
+    np.random.set_state(numpy)
     torch.set_rng_state(cpu)
     if cuda is not None: torch.cuda.set_rng_state(cuda, device)
 
@@ -102,7 +107,7 @@ def run_together(
 ) -> list: # what each returned
     "Run trainings in turns. The first error stops all, and is raised."
     kept, results, todo, running = [(_output, _set_output), *kept], {}, deque(enumerate(trainings)), {}
-    random = _random_state(device)
+    drawn = _random_state(device)
     try:
         while todo or running:
             while todo and (most is None or len(running) < most):
@@ -115,7 +120,7 @@ def run_together(
     except BaseException as e:
         for training in running.values(): _stop(training, e)
         raise
-    finally: _set_random_state(device, random)
+    finally: _set_random_state(device, drawn)
     return [results[i] for i in range(len(trainings))]
 
 def _join(training):

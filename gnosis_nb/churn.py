@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .intervals import bootstrap, mean_among, on_host, pair_columns
-from .metrics import log_probs
+from .metrics import log_probs, where_known
 
 # %% ../nbs/05c_churn.ipynb #84e391f2
 def churn(
@@ -19,7 +19,7 @@ def churn(
 ) -> float: # in [0, 1]
     "Share of examples on which student and teacher predict different classes. (Jiang et al. 2021)"
     e = pair_columns(student_logits, teacher_logits)
-    return (1 - e.even @ e.agree).item()
+    return (1 - e.even @ e.agree).clamp(min=0).item() # rounding may leave a value just below 0
 
 def _lost(e): return e.t.right*(1 - e.s.right)
 def _gained(e): return e.seen*(1 - e.t.right)*e.s.right
@@ -83,7 +83,8 @@ def _pairs(logits):
     p, top = log_p.double().exp().unbind(1), logits.argmax(-1).unbind(1)
     pairs = [(i, j) for i in range(len(p)) for j in range(i)]
     own = [_entropy(o) for o in p]
-    differ = sum((top[i] != top[j]).double() for i, j in pairs)/len(pairs)
+    def differs(i, j): return where_known(top[i] != top[j], logits[:, i], logits[:, j]).double()
+    differ = sum(differs(i, j) for i, j in pairs)/len(pairs)
     js = sum(_entropy((p[i] + p[j])/2) - (own[i] + own[j])/2 for i, j in pairs)/len(pairs)
     return differ, js.clamp(min=0)
 

@@ -152,18 +152,42 @@ class StreamingCKA:
 
 # %% ../nbs/03_cka.ipynb #fb8187f5
 def spatial_means(
-    a:Tensor, # activations [batch, channels, …]
+    a:Tensor, # activations [batch, …]
+    axis:int=1, # that of the channels, if there are three axes or more
 ) -> Tensor: # [batch, channels]
-    "Features of activations, in float32 or wider, in memory of their own."
+    "Features of activations, means over all other axes, in float32 or wider, in memory of their own."
     a = plain_tensor(a.detach())
     wide = torch.promote_types(a.dtype, torch.float32)
-    return a.flatten(2).mean(-1, dtype=wide) if a.ndim > 2 else a.to(wide, copy=True)
+    return a.movedim(axis, 1).flatten(2).mean(-1, dtype=wide) if a.ndim > 2 else a.to(wide, copy=True)
+
+_TOKENS = nn.Linear, nn.LayerNorm, nn.Embedding
+_SERIES = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d,
+           nn.AdaptiveMaxPool1d)
+
+def _channel_axis(module, ndim):
+    "Where a layer has its channels, in activations [batch, …] of so many axes; None: it cannot be told."
+    if ndim == 3:
+        tokens, series = (any(isinstance(o, kinds) for o in module.modules()) for kinds in (_TOKENS, _SERIES))
+        return None if tokens == series else 2 if tokens else 1
+    rows = type(module) is nn.LayerNorm and len(module.normalized_shape) == 1
+    return -1 if ndim > 3 and (rows or isinstance(module, nn.Linear)) else 1
+
+def _features(a, layer, module):
+    "Features of what a layer of this name gives, or is given. `ValueError` if it has none."
+    if not isinstance(a, Tensor):
+        raise ValueError(f'layers={layer!r}: expected a layer with a tensor, found {type(a).__name__}')
+    axis = _channel_axis(module, a.ndim)
+    if axis is None:
+        kind, shape = type(module).__name__, list(a.shape)
+        raise ValueError(f'layers={layer!r}: expected a layer whose channels are known, found {kind} with '
+                         f"{shape}; name a linear layer, LayerNorm or Conv1d next to it, or 'name:input'")
+    return spatial_means(a, axis)
 
 @contextmanager
 def watching(
     model:nn.Module, # whose layers are looked at
     layers:list, # their names, as of `named_modules`; 'name:input' is what a layer is given
-    keep:Callable=spatial_means, # activations -> what is kept of them
+    keep:Callable|None=None, # activations -> what is kept of them; None: their features
 ):
     "A dict that holds, after each call of `model`, what is kept of each of `layers`."
     seen, modules = {}, dict(model.named_modules())
@@ -173,7 +197,9 @@ def watching(
             some = ', '.join([name for name in modules if name][:3])
             kind = type(model).__name__
             raise ValueError(f'layers={layer!r}: expected a module of {kind}, such as {some}')
-        def look(module, args, out): seen[layer] = keep(args[0] if side else out)
+        def look(module, args, out):
+            a = args[0] if side else out
+            seen[layer] = _features(a, layer, module) if keep is None else keep(a)
         return modules[name].register_forward_hook(look)
     with ExitStack() as hooks: # removes the hooks, also after an error
         for layer in layers: hooks.callback(watch(layer).remove)
@@ -249,7 +275,9 @@ def stage_features(
     x_or_dl, # inputs [n, …], or a DataLoader whose batches begin with them
     layers:list|None=None, # names of layers; None: `stages(model)`
 ) -> list: # one tensor [n, channels] per layer
-    "Spatial means of activations in evaluation mode. `ValueError` if there are no stages, or not `layers`."
+    """Spatial means of activations in evaluation mode; means over tokens of [batch, tokens, channels].
+
+    Raises `ValueError` if there are no stages, or not `layers`, or for a layer whose channels are unknown."""
     layers = stages(model) if layers is None else layers
     if not layers:
         raise ValueError(f'layers={layers}: expected names of layers; {type(model).__name__} has no stages')
@@ -268,7 +296,7 @@ def stage_cka(
     """CKA between student and teacher at each stage over all examples of `dl`.
 
     The list is empty if a model has no stages, or the models have different numbers of them. Raises
-    `ValueError` for an unknown kernel or layer."""
+    `ValueError` for an unknown kernel or layer, or a layer that gives no tensor."""
     kernels = dict(linear=linear_cka, rbf=rbf_cka)
     if kernel not in kernels: raise ValueError(f'kernel={kernel!r}: expected one of {list(kernels)}')
     nets = [_backbone(model) for model in (student, teacher)]
@@ -285,7 +313,8 @@ def _layer_names(model, layers=None):
     "Names of layers in the order of their definition; `layers`: names, a function that picks, or None."
     if layers is None:
         kinds = nn.modules.conv._ConvNd, nn.Linear
-        layers = lambda name, module: isinstance(module, kinds)
+        uncalled = nn.modules.linear.NonDynamicallyQuantizableLinear # of `MultiheadAttention`
+        layers = lambda name, module: isinstance(module, kinds) and not isinstance(module, uncalled)
     modules = model.named_modules()
     if callable(layers): names = [name for name, module in modules if name and layers(name, module)]
     else: names = list(layers)
@@ -296,12 +325,13 @@ def cka_matrix(
     student:nn.Module, # a network, or an ensemble, of which the first component is compared
     teacher:nn.Module, # likewise
     dl, # DataLoader whose batches begin with the inputs, at least 4 of them; read once
-    layers:list|Callable|None=None, # names, or (name, module) -> bool; None: convolutions and linear layers
+    layers:list|Callable|None=None, # names, or (name, module) -> bool; None: convolutions, linear layers
     teacher_layers:list|Callable|None=None, # the same for the teacher; None: as `layers`
 ): # pandas.DataFrame of CKA, a row for each layer of the student, a column for each of the teacher
     """Unbiased linear CKA between all layers of two models, over the batches of `dl`.
 
-    Raises `ValueError` for unknown layers, or batches of fewer than 4 examples."""
+    The output layer of torch's `MultiheadAttention`, which is never called, is left out. Raises `ValueError`
+    for unknown layers, or batches of fewer than 4 examples."""
     import pandas as pd
     nets, cka = [_backbone(model) for model in (student, teacher)], StreamingCKA()
     picks = layers, layers if teacher_layers is None else teacher_layers

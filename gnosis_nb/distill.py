@@ -16,10 +16,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.mixup import MixHandler
+from fastai.callback.tracker import SaveModelCallback, TrackerCallback
 from fastai.layers import NoneReduce
 from fastcore.basics import patch
 
-from .adapt import TupleLoader, as_model, ask, check_order, logits_of, own_forward
+from .adapt import TupleLoader, as_model, ask, check_order, logits_of, own_forward, plain_tensor
 from .cka import has_stages, stage_cka, stage_features
 from .compute import Frozen
 from .data.loaders import BatchLoader
@@ -155,8 +156,11 @@ class _Objective:
         "The Learner's own loss; None: the mean NLL of the labels."
         if other is None: return None if _is_cross_entropy(self.plain) else self.plain
         def mixed(pred, targets):
-            with NoneReduce(self.plain) as each:
-                return torch.lerp(each(pred, other), each(pred, targets), share).mean()
+            with NoneReduce(self.plain) as each: losses = each(pred, other), each(pred, targets)
+            known = [(plain_tensor(o).long() != -100).to(losses[0]) for o in (other, targets)]
+            labelled = torch.lerp(*known, share).sum().clamp(min=1)
+            # the quotient of two tensors is exactly 1 where all rows have labels
+            return torch.lerp(*losses, share).mean()*(torch.ones_like(known[0]).sum()/labelled)
         return mixed
 
     def answers(self, x, rows, recall, *temp):
@@ -342,6 +346,7 @@ class FidelityTable(Callback):
 
     def before_fit(self):
         self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))
+        if self.run: self._check_trackers()
         self.teacher_features, self.row = {}, {}
         self.meter, self.teacher_meter = FidelityMeter(), FidelityMeter()
         distils = getattr(self.learn, 'teacher', None) is not None
@@ -399,6 +404,16 @@ class FidelityTable(Callback):
         if self.sink: self.sink(self.row)
 
 # %% ../nbs/34_distill.ipynb #ef5bd1ec
+@patch
+def _check_trackers(self:FidelityTable):
+    "fastai's trackers read a value of the evaluation after each epoch."
+    if min(self.eval_period, self.n_epoch) == 1: return
+    for o in self.learn.cbs:
+        reads = isinstance(o, TrackerCallback) and not o.monitor.startswith('train_')
+        if not reads or isinstance(o, SaveModelCallback) and o.every_epoch: continue
+        raise ValueError(f"eval_period={self.eval_period}: expected 1 with {type(o).__name__}, which looks "
+                         f"at {o.monitor} after every epoch")
+
 @patch
 def _reset(self:FidelityTable):
     for o in (self.meter, self.teacher_meter): o.reset()
@@ -477,10 +492,11 @@ def _summary(self:FidelityTable, prefix):
 def _cka(self:FidelityTable):
     if team().rank: return []  # the first process writes the table
     known, repeats = self.teacher_features.get(self.dl), getattr(self.dl, 'made_of', None) is not None
-    if known is None and repeats and not self.dl.shuffle and has_stages(self.learn.teacher):
-        known = self.teacher_features[self.dl] = stage_features(self.learn.teacher, self.dl)
-    try: return stage_cka(self.model, self.learn.teacher, self.dl, teacher_features=known)
-    except ValueError as e: # layers that are never called, or not for each example
+    try:
+        if known is None and repeats and not self.dl.shuffle and has_stages(self.learn.teacher):
+            known = self.teacher_features[self.dl] = stage_features(self.learn.teacher, self.dl)
+        return stage_cka(self.model, self.learn.teacher, self.dl, teacher_features=known)
+    except ValueError as e: # layers that are never called, give no tensor, or not for each example
         warn_once(self.learn, f'no CKA of stages: {e}')
         return []
 

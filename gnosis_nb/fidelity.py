@@ -16,7 +16,7 @@ from .churn import churn_statistics
 from .confidence import confidence_statistics
 from .intervals import bootstrap, mean_among, on_host, pair_columns
 from .losses import reduce_ensemble_logits
-from .metrics import check_bins, confidence_bin, evaluating, labelled_rows, log_probs
+from .metrics import check_bins, confidence_bin, evaluating, labelled_rows, log_probs, where_known
 
 # %% ../nbs/05d_fidelity.ipynb #058170c4
 def predictions(
@@ -50,13 +50,18 @@ def _sum_by(groups, num, w):
     "Sums [..., num] of `w` [..., n] over the examples of each group."
     return w.new_zeros(*w.shape[:-1], num).index_add(-1, groups, w)
 
+def _labelled(w, e):
+    "Weights of the examples with a label, NaN where a model's prediction is unknown."
+    return w*(e.seen + 0*e.s.right + 0*e.t.right)
+
 def _expected_given_label(w, e):
     "Share of pairs of different examples of one class with the same prediction, one of each model."
-    w, y = w*e.seen, e.y.clamp(min=0)
+    w, y = _labelled(w, e), e.y.clamp(min=0)
     both = torch.stack([y*e.classes + model.top for model in (e.s, e.t)]) # label and prediction as one number
     codes, (s, t) = torch.unique(both, return_inverse=True)
     same_code = _sum_by(s, len(codes), w)*_sum_by(t, len(codes), w)
-    alike = _sum_by(codes//e.classes, e.classes, same_code) - _sum_by(y, e.classes, w*w*e.agree)
+    agree = e.agree.where(e.seen != 0, 0)
+    alike = _sum_by(codes//e.classes, e.classes, same_code) - _sum_by(y, e.classes, w*w*agree)
     label = _sum_by(y, e.classes, w)
     pairs = label*label - _sum_by(y, e.classes, w*w)
     some = pairs > 1e-9*label*label
@@ -64,7 +69,7 @@ def _expected_given_label(w, e):
 
 def _expected_given_nothing(w, e):
     "Agreement of independent draws from both models' frequencies of predictions."
-    w = w*e.seen/(w @ e.seen)[..., None]
+    w = _labelled(w, e)/(w @ e.seen)[..., None]
     return (_sum_by(e.s.top, e.classes, w)*_sum_by(e.t.top, e.classes, w)).sum(-1)
 
 _EXPECTED = dict(label=_expected_given_label, nothing=_expected_given_nothing)
@@ -131,10 +136,12 @@ def reliability(
     check_bins(n_bins)
     logits, targets = labelled_rows(reduce_ensemble_logits(on_host(logits)), on_host(targets))
     if not len(targets): raise ValueError('no examples: expected at least one row with a label')
-    conf, right = log_probs(logits).amax(-1).exp(), logits.argmax(-1) == targets
+    conf = log_probs(logits).amax(-1).exp()
+    right = where_known(logits.argmax(-1) == targets, logits)
     columns = dict(bin=confidence_bin(conf, n_bins), confidence=conf.double(), accuracy=right.double())
     rows = pd.DataFrame(columns).groupby('bin')
-    table = rows.mean().reindex(range(n_bins))
+    means = rows.agg(lambda column: column.mean(skipna=False)) # NaN where a confidence is
+    table = means.reindex(range(n_bins))
     count = rows.size().reindex(range(n_bins), fill_value=0)
     table = table.assign(low=table.index/n_bins, high=(table.index + 1)/n_bins, count=count)
     return table[['low', 'high', 'count', 'confidence', 'accuracy']]

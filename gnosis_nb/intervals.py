@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .adapt import plain_tensor
 from .losses import check_pair, reduce_ensemble_logits
-from .metrics import check_range, check_targets, confidence_bin, kl_rows, log_probs
+from .metrics import check_range, check_targets, confidence_bin, kl_rows, log_probs, where_known
 
 # %% ../nbs/05_intervals.ipynb #e217589b
 @dataclass(eq=False)
@@ -20,7 +20,7 @@ class ModelColumns:
     "What one model says of each example."
     top:Tensor      # predicted class [n]
     log_p:Tensor    # log probabilities [n, classes]
-    right:Tensor    # [n], 1 where the prediction is the label
+    right:Tensor    # [n], 1 where the prediction is the label, NaN where logits are
     gaps:Tensor     # [n, bins], confidence - correctness in the column of the example's confidence bin
 
 @dataclass(eq=False)
@@ -32,18 +32,18 @@ class Pair:
     s:ModelColumns        # of the student
     t:ModelColumns        # of the teacher
     seen:Tensor           # [n], 1 where there is a label
-    agree:Tensor          # [n], 1 where both predict the same class
+    agree:Tensor          # [n], 1 where both predict the same class, NaN where logits are
     kl:Tensor             # [n], KL(p_t || p_s) in nats
     even:Tensor           # [n], the weights of all examples, 1/n
     members:Tensor|None   # logits [n, m, classes] of the teacher's members; None: it is one network
 
 def _one_model(logits, targets, n_bins):
     log_p, seen = log_probs(logits), targets != -100
-    top, right = logits.argmax(-1), (logits.argmax(-1) == targets).double()
-    conf = log_p.amax(-1).exp()
+    top, conf = logits.argmax(-1), log_p.amax(-1).exp()
+    right = where_known(top == targets, logits).double().where(seen, 0)
     gaps = torch.zeros(len(conf), n_bins, dtype=torch.double)
-    gaps[torch.arange(len(conf)), confidence_bin(conf, n_bins)] = (conf.double() - right)*seen
-    return ModelColumns(top=top, log_p=log_p, right=right*seen, gaps=gaps)
+    gaps[torch.arange(len(conf)), confidence_bin(conf, n_bins)] = (conf.double() - right).where(seen, 0)
+    return ModelColumns(top=top, log_p=log_p, right=right, gaps=gaps)
 
 def on_host(
     logits:Tensor, # [batch, classes] or [batch, m, classes], on any device
@@ -64,14 +64,14 @@ def pair_columns(
     check_pair(z_t, z_s)
     n, classes = z_s.shape
     if not n: raise ValueError('no examples: expected at least one row')
-    targets = torch.full((n,), -100) if targets is None else on_host(targets)
+    targets = torch.full((n,), -100) if targets is None else on_host(targets).long()
     check_targets(z_s, targets)
     check_range(targets, classes)
     s, t = (_one_model(z, targets, n_bins) for z in (z_s, z_t))
     return Pair(
         n=n, classes=classes, y=targets, s=s, t=t, members=members,
         seen=(targets != -100).double(),
-        agree=(s.top == t.top).double(),
+        agree=where_known(s.top == t.top, z_s, z_t).double(),
         kl=kl_rows(t.log_p, s.log_p).double().clamp(min=0),
         even=torch.full((n,), 1/n, dtype=torch.double))
 
@@ -81,7 +81,7 @@ def mean_among(
     some:Tensor, # [n], 1 for the examples that count, 0 for the others
 ) -> Tensor: # [...]; NaN where no example counts
     "The weighted mean of a column over some of the examples."
-    return (w @ (column*some))/(w @ some)
+    return (w @ (column.where(some != 0, 0)*some))/(w @ some) # a NaN elsewhere does not count either
 
 # %% ../nbs/05_intervals.ipynb #d92efd5d
 def _resamples(n, num, seed, entries=2**22):

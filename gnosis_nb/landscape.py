@@ -26,7 +26,7 @@ from torch.func import functional_call, vmap
 from .adapt import Batches, arguments, as_model, ask, logits_of
 from .initialize import check_same_shapes, reestimate_batchnorm
 from .losses import ForwardCrossEntropy, reduce_ensemble_logits
-from .metrics import evaluating, kl_rows, log_probs
+from .metrics import evaluating, kl_rows, log_probs, where_known
 
 # %% ../nbs/37_landscape.ipynb #a3b24317
 def _stack(states, device):
@@ -108,7 +108,7 @@ def _remember(dl, device, teacher=None):
     out, read = [], Batches(dl)
     with torch.no_grad():
         for xs, y in read:
-            xs, y = to_device((xs, y), device)
+            xs, y = to_device((xs, y.long()), device)
             out.append((xs, y, None if teacher is None else ask(teacher, xs, read.names)))
     if not out: raise ValueError("dl: expected at least one batch (x, y)")
     return out, read.names
@@ -116,7 +116,8 @@ def _remember(dl, device, teacher=None):
 def _batch_sums(net, names, loss, temp, weights, xs, y, z_t):
     "Sums over a batch: of distillation loss, NLL and agreement [3], and of the KL divergence."
     z = logits_of(functional_call(net, weights, *arguments(net, xs, names)))
-    same = z.argmax(-1) == reduce_ensemble_logits(z_t).argmax(-1)
+    z_mean = reduce_ensemble_logits(z_t)
+    same = where_known(z.argmax(-1) == z_mean.argmax(-1), z, z_mean)
     nll = F.cross_entropy(z, y, reduction='sum')
     sums = torch.stack([loss(z_t, z, temp)*len(y), nll, same.to(z).sum()])
     return sums, kl_rows(log_probs(z_t), log_probs(z)).sum()
@@ -256,12 +257,13 @@ class WeightPath(Callback):
 
     def before_fit(self):
         self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))
-        self.trained = False
-        if not self.run: return
-        self.states, self.epochs = [], []
-        self._keep(0)
+        self.trained = self.begun = False
 
-    def before_train(self): self.trained = True  # not called in epochs before `start_epoch`
+    def before_train(self): # not called in epochs before `start_epoch`, nor by `learn.validate()`
+        if not self.begun:
+            self.states, self.epochs = [], []
+            self._keep(0)
+        self.trained = self.begun = True
 
     def after_epoch(self):
         done, trained = self.epoch + 1, self.trained
@@ -269,7 +271,8 @@ class WeightPath(Callback):
         if trained and (done % self.every == 0 or done == self.n_epoch): self._keep(done)
 
     def state_dict(self): return {str(e): s for e, s in zip(self.epochs, self.states)}
-    def load_state_dict(self, state): self.epochs, self.states = [*map(int, state)], [*state.values()]
+    def load_state_dict(self, state):
+        self.epochs, self.states, self.begun = [*map(int, state)], [*state.values()], True
 
 # %% ../nbs/37_landscape.ipynb #117dd0d8
 _UNITS = dict(kl='KL(teacher ‖ network) (nats)', distillation='distillation loss (nats)',

@@ -252,6 +252,7 @@ LOSSES = dict(
 # %% ../nbs/00_losses.ipynb #18121562
 def _labelled_nll(logits, targets):
     "Mean NLL over the rows whose target is not -100, 0 if there are none; no shape depends on the targets."
+    targets = targets.long()
     total = F.cross_entropy(at_least_float32(logits), targets, reduction='sum')
     return total / (targets != -100).sum().clamp(min=1)
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from .adapt import Batches, as_model, ask
 from .data.loaders import ImageLoader
 from .data.shifts import SHIFTS, from_pixels, shift_images, to_pixels
-from .intervals import bootstrap
+from .intervals import bootstrap, mean_among
 from .losses import reduce_ensemble_logits
-from .metrics import evaluating, kl_rows, log_probs
+from .metrics import evaluating, kl_rows, log_probs, where_known
 from .progress import with_progress
 
 # %% ../nbs/37a_robustness.ipynb #1e021e8e
@@ -28,7 +28,7 @@ def _ascent(model, x, targets, names=None):
     with torch.enable_grad():
         inputs = x.detach().clone().requires_grad_()
         log_p = log_probs(ask(model, (inputs,), names))
-        targets = targets.to(log_p.device)
+        targets = targets.to(log_p.device).long()
         y = torch.where(targets == -100, log_p.argmax(-1), targets)
         gradient, = torch.autograd.grad(F.nll_loss(log_p, y, reduction='sum'), inputs)
     return gradient.sign()
@@ -54,13 +54,14 @@ def _answers(models, x, names=None):
     return {name: reduce_ensemble_logits(ask(model, (x,), names)).cpu() for name, model in models.items()}
 
 def _count(logits, y, before):
-    "Columns [n] by model and measure; `before` are the teacher's classes of the images as they were."
+    "Columns [n] by model and measure; `before` are the teacher's logits of the images as they were."
     top, log_p = ({k: f(z) for k, z in logits.items()} for f in (lambda z: z.argmax(-1), log_probs))
-    columns = {(name, 'accuracy'): top[name] == y for name in logits}
-    columns['teacher', 'changed'] = top['teacher'] != before
-    for name in logits:
+    columns = {(name, 'accuracy'): where_known(top[name] == y, z) for name, z in logits.items()}
+    z_t = logits['teacher']
+    columns['teacher', 'changed'] = where_known(top['teacher'] != before.argmax(-1), z_t, before)
+    for name, z in logits.items():
         if name == 'teacher': continue
-        columns[name, 'agreement'] = top[name] == top['teacher']
+        columns[name, 'agreement'] = where_known(top[name] == top['teacher'], z, z_t)
         columns[name, 'kl'] = kl_rows(log_p['teacher'], log_p[name]).clamp(min=0)
     return {key: column.double() for key, column in columns.items()}
 
@@ -83,9 +84,9 @@ def _collect(models, batches, shifts, eps, norm, seed):
         for key, column in _count(*counted).items(): found.setdefault((*change, *key), []).append(column)
     for xs, labels in batches:
         if len(xs) != 1: raise ValueError(f"a batch has {len(xs)} inputs: expected images only")
-        x, y, names = xs[0], labels.cpu(), getattr(batches, 'names', None)
+        x, y, names = xs[0], labels.cpu().long(), getattr(batches, 'names', None)
         plain = _answers(models, x, names)
-        before = plain['teacher'].argmax(-1)
+        before = plain['teacher']
         keep(('none', 0), plain, y, before)
         for change, images in _changes(models, x, y, shifts, eps, generators, norm, names):
             keep(change, _answers(models, images, names), y, before)
@@ -96,7 +97,7 @@ def _collect(models, batches, shifts, eps, norm, seed):
 # %% ../nbs/37a_robustness.ipynb #701829e0
 def _mean(column): return lambda w: w @ column
 
-def _share(column, among): return lambda w: (w @ (column*among))/(w @ among)
+def _share(column, among): return lambda w: mean_among(w, column, among)
 
 def _statistics(y, found):
     "Functions of weights, for the bootstrap."

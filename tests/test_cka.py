@@ -1,4 +1,6 @@
 "Representations of the package's own networks, and an independent program for CKA."
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,8 @@ from torch import nn
 
 from gnosis_nb.adapt import put_before
 from gnosis_nb.cka import StreamingCKA, cka_matrix, has_stages, linear_cka, stage_cka, stage_features, stages
+from gnosis_nb.distill import FidelityTable
+from gnosis_nb.learner import student_learner
 from gnosis_nb.models import ClassifierEnsemble, build_classifier
 
 torch.set_num_threads(1)
@@ -15,6 +19,8 @@ GEN = torch.Generator().manual_seed(0)
 def network(name, seed=0, channels=3, size=32, **options):
     return build_classifier(name, 10, channels, size, seed, **options)
 def images(n, channels=3, size=32): return torch.rand(n, channels, size, size, generator=GEN)
+def same(found, expected):
+    return len(found) == len(expected) and all(torch.allclose(*o, atol=1e-6) for o in zip(found, expected))
 def features(*sizes): return [torch.randn(96, p, generator=GEN, dtype=torch.double) + 2 for p in sizes]
 
 def test_streaming_cka_equals_an_independent_program():
@@ -94,3 +100,52 @@ def test_compiled_forward_of_a_learner_does_not_hide_the_layers():
     expected = stage_features(net, x)
     put_before(net, lambda x: pytest.fail('the network was run as training runs it'))
     assert all(torch.equal(a, b) for a, b in zip(expected, stage_features(net, x)))
+
+def test_features_of_tokens_are_means_over_tokens():
+    block = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    net = nn.Sequential(nn.Linear(5, 4), block, nn.GELU(), nn.Linear(4, 3)).eval()
+    x = torch.randn(7, 6, 5, generator=GEN)
+    with torch.no_grad(): a = net[0](x); b = block(a); z = net(x)
+    expected = [a.mean(1), b.mean(1), net[2](b).mean(1), z.mean(1)]
+    assert same(stage_features(net, x, ['0', '1', '3:input', '3']), expected)
+
+def test_features_of_a_series_are_means_over_its_length():
+    net = nn.Sequential(nn.Conv1d(5, 4, 3), nn.BatchNorm1d(4), nn.MaxPool1d(2)).eval()
+    x = torch.randn(7, 5, 9, generator=GEN)
+    with torch.no_grad(): expected = [net[:i + 1](x).mean(2) for i in range(3)]
+    assert same(stage_features(net, x, ['0', '1', '2']), expected)
+    both = nn.Sequential(net[0], nn.Linear(7, 7))
+    with pytest.raises(ValueError, match="layers='0': expected a layer whose channels are known"):
+        stage_features(nn.Sequential(both), x, ['0'])
+
+def test_linear_layers_have_their_channels_last_and_convolutions_second():
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(8, 5), nn.LayerNorm(5)).eval(), images(6, size=8)
+    with torch.no_grad(): a = net[0](x); b = net[1](a); c = net(x)
+    expected = a.mean((2, 3)), b.mean((1, 2)), c.mean((1, 2))
+    assert same(stage_features(net, x, ['0', '1', '2']), expected)
+
+def test_layers_of_a_vision_transformer():
+    net = pytest.importorskip('torchvision').models.VisionTransformer(8, 4, 1, 2, 16, 32, num_classes=5)
+    matrix = cka_matrix(net, net, [images(6, size=8)])
+    mlp = 'encoder.layers.encoder_layer_0.mlp'
+    assert list(matrix.index) == ['conv_proj', f'{mlp}.0', f'{mlp}.3', 'heads.head']
+
+class Recurrent(nn.Module):
+    "A network whose only stage returns a tuple."
+    def __init__(self):
+        super().__init__()
+        self.layer1, self.out = nn.GRU(4, 8, batch_first=True), nn.Linear(8, 5)
+    def forward(self, x): return self.out(self.layer1(x)[0][:, -1])
+
+def test_a_stage_that_returns_a_tuple_has_no_cka():
+    x, y = torch.randn(32, 6, 4, generator=GEN), torch.randint(5, (32,), generator=GEN)
+    dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 16)
+    with pytest.raises(ValueError, match="layers='layer1': expected a layer with a tensor, found tuple"):
+        stage_cka(Recurrent(), Recurrent(), dl)
+    table = FidelityTable()
+    learn = student_learner([dl, dl], Recurrent(), Recurrent(), cbs=table)
+    with warnings.catch_warnings(record=True) as said, learn.no_bar(), learn.no_logging():
+        warnings.simplefilter('always')
+        learn.fit(2)
+    assert sum('no CKA of stages' in str(o.message) for o in said) == 1
+    assert len(table.rows) == 2 and 'test_acc' in table.rows[-1] and 'test_cka_0' not in table.rows[-1]

@@ -319,7 +319,8 @@ def keep_rows(
     "Write `<name>_<track>.csv`, and `.json` with the provenance of the runs; other entries stay in it."
     provenance, packages = made_with(rows.path)
     states = [run_state(o) for o in rows.path]
-    facts = dict(what=TRACKS[track].what, device=states[0]['device'], runs=len(rows),
+    data = [f'but {o}' for o in shlex.split(command) if o.startswith('dataset=')]
+    facts = dict(what=', '.join([TRACKS[track].what, *data]), device=states[0]['device'], runs=len(rows),
                  date=max(o['finished'] for o in states)[:10], minutes=round(rows.seconds.sum()/60, 1),
                  command=command, provenance=provenance)
     r = Results(name, track, rows.drop(columns='path').reset_index(drop=True), facts, packages)

@@ -61,7 +61,7 @@ def address(path, front):
 # Markdown
 
 PRIVATE = re.compile(rf"\[(`[^`]*`)\]\({re.escape(SITE)}[^)#]*#_[^)]*\)")   # names without an entry
-CODE = re.compile(r"(```.*?```|`[^`\n]*`(?!\]\())", re.S)
+CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.S)
 
 
 def rewrite_links(text, path, addresses):

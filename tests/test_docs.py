@@ -78,6 +78,12 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path):
     lost = ['a.html: b.html#gone', 'a.html: c.html', f'a.html: {docs.SITE}d.html', 'b.html: none.png']
     assert sorted(docs.broken_links(tmp_path)) == sorted(lost)
 
+def test_a_link_after_a_name_with_a_link_is_found():
+    text = '[`ece`](a.ipynb) and `x`, [CAPA](../b.ipynb) and `[c](../b.ipynb)`'
+    pages = {'deep/a.ipynb': 'deep/one', 'b.ipynb': 'two'}
+    said = docs.rewrite_links(text, 'deep/a.ipynb', pages)
+    assert said == '[`ece`](one.ipynb) and `x`, [CAPA](../two.ipynb) and `[c](../b.ipynb)`'
+
 def test_an_entry_has_its_parameters_in_a_table():
     source = '[source](https://x/a.py#L1){target="_blank" style="x"}'
     text = f"""---

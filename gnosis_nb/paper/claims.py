@@ -142,7 +142,8 @@ def _best(metric, policies, sign=1):
         return pd.Series(out)
     def effect(t):
         if metric not in t: return pd.Series(dtype=float)
-        return pd.concat([lead(part) for _, part in t.groupby('m')], axis=1).mean(axis=1)
+        parts = [part for _, part in t.groupby('m')] if 'm' in t else [t]
+        return pd.concat([lead(o) for o in parts], axis=1).mean(axis=1)
     return effect
 
 def _nll_over_teachers(t):

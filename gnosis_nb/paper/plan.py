@@ -144,9 +144,9 @@ def cost_table(
     """What the figures cost. Runs and teachers that two figures share are counted in each.
 
     Raises `ValueError` for figures of texts."""
-    _check_images(names or _OF_IMAGES)
     speed, rows = _resnet20(throughput), {}
     for name in names or _OF_IMAGES:
+        _check_images([name])
         students, teachers, number = _costs(name, scale, own)
         both = students + teachers
         rows[name] = {'runs': len(both), 'teachers': number, 'epochs': round(sum(o.epochs for o in both)),
